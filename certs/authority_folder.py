@@ -1,14 +1,14 @@
-"""The authority on disk: one folder, in which the newest state is one small file.
+"""The authority on disk: one folder, whose state is in one small file.
 
-The first generation lies in the folder itself, as every installation has it: ``root.pem``,
-``root-key.pem`` (wanted only to sign another issuing certificate, so it may be moved away),
-``issuing.pem`` and ``issuing-key.pem``. Later ones lie in ``2/``, ``3/`` and so on, with the same names.
-``state.json`` says which of them count; without it, the first does. So a folder of an earlier version
-is complete as it is, and nothing is ever moved.
+The first generation is in the folder itself: ``root.pem``, ``root-key.pem``, ``issuing.pem`` and
+``issuing-key.pem``. ``root-key.pem`` is needed only to sign another issuing certificate, so it may be moved
+away. Later generations are in ``2/``, ``3/`` and so on, with the same file names. ``state.json`` names the
+generations in use. Without it, only the first one is in use. So a folder of an earlier version is valid, and
+no file is ever moved.
 
-Writing is: make the new folder, whole and on the disk, then replace ``state.json``. A crash before that
-leaves a folder that no state names; the next rotation removes it. Keys of past generations are kept:
-whether they may be destroyed is for people to say.
+A change writes and syncs the new folder first, and then replaces ``state.json``. A crash in between leaves a
+folder that no state names, and the next rotation removes it. Keys of past generations are kept until an
+operator destroys them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _VERSION = 1
 
 
 def load_authority(folder: Path) -> Authority:
-    """The authority that issues now, with all roots that count. The root's key is not needed.
+    """Load the signing authority with all trusted roots. The root's key is not needed.
 
     Raises ``AuthorityError``.
     """
@@ -69,37 +69,40 @@ def load_authority(folder: Path) -> Authority:
 
 
 def authority_of(folder: Path, rotation: Rotation) -> Authority:
-    """The same for a state that is not written yet. Raises ``OSError``, ``KeyFileError``, ``ValueError``."""
+    """Load the signing authority of ``rotation``, which may be unwritten.
+
+    Raises ``OSError``, ``KeyFileError`` or ``ValueError``.
+    """
     place = folder / rotation.signer.folder
     issuing = Credential(_read_certificate(place / ISSUING), read_private(place / ISSUING_KEY))
     try:
         load_signing_key(issuing.key_pem)
-    except (ValueError, TypeError):  # TypeError: it has a password
-        raise ValueError(f"{place / ISSUING_KEY} holds no private key (PEM) that can be read") from None
+    except (ValueError, TypeError):  # TypeError: the key has a password.
+        raise ValueError(f"{place / ISSUING_KEY} has no readable private key (PEM)") from None
     return Authority(_trust_domain(issuing), issuing, roots_of(folder, rotation))
 
 
 def roots_of(folder: Path, rotation: Rotation) -> bytes:
-    """The trust bundle (PEM): the root that signs first. Raises ``OSError`` or ``ValueError``."""
+    """Return the trust bundle (PEM), the signing root first. Raises ``OSError`` or ``ValueError``."""
     return b"".join(read_root(folder, generation) for generation in rotation.trusted)
 
 
 def read_root(folder: Path, generation: Generation) -> bytes:
-    """A generation's root, PEM. Raises ``OSError`` or ``ValueError``."""
+    """Return a generation's root, PEM. Raises ``OSError`` or ``ValueError``."""
     file = folder / generation.folder / ROOT
     found = split_pem(_read_certificate(file))
     if len(found) != 1:
-        raise ValueError(f"{file} holds {len(found)} certificates and must hold one")
+        raise ValueError(f"{file} has {len(found)} certificates and must have one")
     return found[0]
 
 
 def read_issuing(folder: Path, generation: Generation) -> bytes:
-    """A generation's issuing certificate, PEM. Raises ``OSError``, or ``ValueError`` that names the file."""
+    """Return a generation's issuing certificate, PEM. Raises ``OSError``, or ``ValueError`` with the file."""
     return _read_certificate(folder / generation.folder / ISSUING)
 
 
 def save_new(new: NewAuthority, folder: Path) -> None:
-    """Writes a first generation; keeps any of its files that exist and raises ``FileExistsError``."""
+    """Write a first generation. Raises ``FileExistsError`` if one of its files exists, and keeps it."""
     make_private_folder(folder)
     _write_generation(folder, new.root.certificate_pem, new.root.key_pem, new.authority.issuing)
 
@@ -107,9 +110,9 @@ def save_new(new: NewAuthority, folder: Path) -> None:
 def save_generation(
     folder: Path, rotation: Rotation, root_pem: bytes, root_key_pem: bytes | None, issuing: Credential
 ) -> Generation:
-    """Puts a further generation on the disk, which counts only when ``write_rotation`` says so.
+    """Write a further generation, which is in use only after ``write_rotation``.
 
-    Removes first what an interrupted one left behind. Raises ``OSError``.
+    First remove the files of an interrupted rotation. Raises ``OSError``.
     """
     _remove_leftovers(folder, rotation)
     place = folder / str(_last_number(folder) + 1)
@@ -120,7 +123,7 @@ def save_generation(
 
 
 def read_rotation(folder: Path) -> Rotation:
-    """Where the authority stands. Raises ``OSError``, or ``ValueError`` for a state that cannot be."""
+    """Return the state of the authority. Raises ``OSError``, or ``ValueError`` for an invalid state."""
     try:
         text = (folder / STATE).read_bytes()
     except FileNotFoundError:
@@ -130,56 +133,56 @@ def read_rotation(folder: Path) -> Rotation:
 
 
 def write_rotation(folder: Path, rotation: Rotation) -> None:
-    """Makes ``rotation`` the state, in one step. Raises ``OSError``."""
+    """Replace the state of the authority by ``rotation``, atomically. Raises ``OSError``."""
     write_public(folder / STATE, _format(rotation))
     chown_like(folder, folder / STATE)
 
 
-def find_root_key(folder: Path, rotation: Rotation, brought: Path | None = None) -> Credential:
-    """The signing root with its key, from the file that was brought back or from where it was made.
+def find_root_key(folder: Path, rotation: Rotation, key_file: Path | None = None) -> Credential:
+    """Return the signing root with its key, from ``key_file`` or from the authority's folder.
 
-    Raises ``AuthorityError`` if there is none, or it is another's.
+    Raises ``AuthorityError`` if the key is missing, or belongs to another root.
     """
     root_pem = read_root(folder, rotation.signer)
     folders = [rotation.signer.folder, *reversed(rotation.past)]
-    places = [brought] if brought else [folder / name / ROOT_KEY for name in folders]
+    places = [key_file] if key_file else [folder / name / ROOT_KEY for name in folders]
     for place in places:
         credential = _root_with_key(root_pem, place)
         if credential is not None:
             return credential
-    if brought:
-        raise AuthorityError(f"{brought} is not the key of the root in {folder / rotation.signer.folder}")
+    if key_file:
+        raise AuthorityError(f"{key_file} is not the key of the root in {folder / rotation.signer.folder}")
     raise AuthorityError(
-        f"the root's key is not in {folder}: bring it back from where it is kept, and name it with --root-key"
+        f"the root's key is not in {folder}: copy it from its offline place, and name it with --root-key"
     )
 
 
 def retired_keys(folder: Path) -> frozenset[bytes]:
-    """How certificates name the issuing keys of ours that lead to no root that counts any more.
+    """Return the identifiers of issuing keys that lead to no trusted root any more.
 
     Raises ``OSError`` or ``ValueError``.
     """
     rotation = read_rotation(folder)
-    trusted = {one.pin for one in rotation.generations}
+    trusted = {generation.pin for generation in rotation.generations}
     return frozenset(key for pin, key in _issuing_keys(folder, rotation) if pin not in trusted)
 
 
 def issuing_keys(folder: Path, rotation: Rotation, pin: str) -> frozenset[bytes]:
-    """How certificates name the issuing keys that lead to this root. Raises ``OSError`` or ``ValueError``."""
+    """Return the identifiers of issuing keys that lead to this root. Raises ``OSError`` or ``ValueError``."""
     return frozenset(key for found, key in _issuing_keys(folder, rotation) if found == pin)
 
 
 def _issuing_keys(folder: Path, rotation: Rotation) -> Iterator[tuple[str, bytes]]:
-    """The pin of the root, and the name of the key, for all that ever issued here."""
-    for name in (*(one.folder for one in rotation.generations), *rotation.past):
+    """Yield the pin of the root and the identifier of the issuing key for all generations, also past ones."""
+    for name in (*(generation.folder for generation in rotation.generations), *rotation.past):
         root, issuing = (_read_certificate(folder / name / file) for file in (ROOT, ISSUING))
         yield pin_of(root).hex(), key_identifier_of(issuing)
 
 
 def chown_like(like: Path, *paths: Path) -> None:
-    """Gives new files to the owner of ``like``, when root works on the folder of another user.
+    """As root, give new files to the owner of ``like``.
 
-    Else the server, which has a user of its own, could not read what root made for it.
+    Otherwise the server, which runs as its own user, cannot read files that root created for it.
     """
     if os.geteuid() != 0:
         return
@@ -209,7 +212,7 @@ def _write_generation(place: Path, root_pem: bytes, root_key_pem: bytes | None, 
 
 
 def _remove_leftovers(folder: Path, rotation: Rotation) -> None:
-    known = {*(one.folder for one in rotation.generations), *rotation.past}
+    known = {*(generation.folder for generation in rotation.generations), *rotation.past}
     for place in _numbered(folder):
         if place.name not in known:
             shutil.rmtree(place)
@@ -226,7 +229,8 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _format(rotation: Rotation) -> bytes:
     generations = [
-        {"folder": one.folder, "pin": one.pin, "added": one.added.isoformat()} for one in rotation.generations
+        {"folder": generation.folder, "pin": generation.pin, "added": generation.added.isoformat()}
+        for generation in rotation.generations
     ]
     state = {
         "version": _VERSION,
@@ -243,8 +247,8 @@ def _parse(text: bytes) -> Rotation:
         if state["version"] != _VERSION:
             raise ValueError(f"{STATE} is of version {state['version']!r:.20}, newer than this program")
         generations = tuple(
-            Generation(_folder(one["folder"]), str(one["pin"]), datetime.datetime.fromisoformat(one["added"]))
-            for one in state["generations"]
+            Generation(_folder(it["folder"]), str(it["pin"]), datetime.datetime.fromisoformat(it["added"]))
+            for it in state["generations"]
         )
         return Rotation(generations, int(state["signing"]), tuple(map(_folder, state["past"])))
     except (KeyError, TypeError) as error:
@@ -254,21 +258,21 @@ def _parse(text: bytes) -> Rotation:
 def _folder(name: object) -> str:
     if isinstance(name, str) and (name == _FIRST or name.isdecimal()):
         return name
-    raise ValueError(f"{STATE} names a folder that cannot be: {name!r:.80}")
+    raise ValueError(f"{STATE} names an invalid folder: {name!r:.80}")
 
 
 def _trust_domain(issuing: Credential) -> str:
     if not key_fits(issuing):
-        raise ValueError("issuing.pem and issuing-key.pem do not belong together")
+        raise ValueError("issuing-key.pem is not the key of issuing.pem")
     description = describe(issuing.certificate_pem)
     if not description.is_authority or len(description.uris) != 1:
         raise ValueError("issuing.pem is not the certificate of an authority that names its trust domain")
     domain = description.uris[0].removeprefix("spiffe://")
-    return SpiffeId(domain, Role.SERVER, "any").trust_domain  # for its check of the form
+    return SpiffeId(domain, Role.SERVER, "any").trust_domain  # SpiffeId checks the form.
 
 
 def generation_of(chain_pem: bytes, folder: Path, rotation: Rotation) -> Generation | None:
-    """Whose root a chain (leaf first) leads to; None if to none of ours. Raises ``OSError``."""
+    """Return the generation to whose root a chain (leaf first) leads, or None. Raises ``OSError``."""
     chain = split_pem(chain_pem)
     for generation in rotation.generations:
         if is_signed_by(chain, read_root(folder, generation)):
@@ -277,10 +281,10 @@ def generation_of(chain_pem: bytes, folder: Path, rotation: Rotation) -> Generat
 
 
 def read_intermediates(folder: Path) -> bytes:
-    """All issuing certificates that were ever made here (PEM), for peers that show a leaf alone.
+    """Return all issuing certificates of this folder (PEM), for peers that present a leaf without its chain.
 
-    Empty if there is no authority. They prove nothing by themselves: their root must be trusted. Raises
-    ``OSError``, or ``ValueError`` that names the file.
+    The result is empty without an authority. The certificates are not trusted by themselves, because their
+    root must be trusted. Raises ``OSError``, or ``ValueError`` with the file.
     """
     if not folder.is_dir():
         return b""
@@ -289,7 +293,7 @@ def read_intermediates(folder: Path) -> bytes:
 
 
 def _read_certificate(file: Path) -> bytes:
-    """The certificate (PEM) in ``file``. Raises ``OSError``, or ``ValueError`` that names the file."""
+    """Return the certificate (PEM) in ``file``. Raises ``OSError``, or ``ValueError`` with the file."""
     try:
         pem = read_public(file)
         describe(pem)

@@ -1,8 +1,8 @@
-"""A bundle: one PEM file with who somebody is, their key, their chain, whom to trust and where to connect.
+"""A bundle: one PEM file with an identity, its key, its chain, the trusted roots and the server's addresses.
 
-The lines before the first PEM block are for us and for people; OpenSSL and curl skip them, so the
-same file serves as ``--cert``, ``--key`` and ``--cacert``. Which certificates are the roots is said
-by number (the last ones), so that reading needs no ASN.1: the agent would pay 11 MB for a parser.
+OpenSSL and curl skip the lines before the first PEM block, so the same file serves as ``--cert``, ``--key``
+and ``--cacert``. A line has the number of roots, which are the last certificates. So a reader needs no ASN.1
+parser, which would cost the agent 11 MB.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\n([A-Za-z0-9+/=\n]+)-----END 
 _CERTIFICATE = "CERTIFICATE"
 _MAX_BLOCKS = 32
 MAX_ROOTS = 16
-"""What may be told and kept: more than any rotation needs, and a bundle holds them with its chain."""
+"""Roots that a server may send and an agent may store. A rotation needs fewer, and they fit into a bundle."""
 
 
 class BundleError(Exception):
-    """The bundle cannot be used. The text is a sentence for the user: which file, why, what to do."""
+    """The bundle is not usable. The text is a sentence for the user with file, cause and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a node or a user needs to connect. All PEM; ``chain_pem`` begins with the leaf."""
+    """Credentials and addresses with which a node or user connects. ``chain_pem`` begins with the leaf."""
 
     identity: SpiffeId
     key_pem: bytes = field(repr=False)
     chain_pem: bytes
     roots_pem: bytes
     agents: tuple[str, ...] = ()
-    """Where agents attach (gRPC), as ``host:port`` in order of preference."""
+    """Addresses for agents (gRPC), as ``host:port`` in order of preference."""
     https: tuple[str, ...] = ()
-    """Where users connect (HTTPS), likewise."""
+    """Addresses for users (HTTPS), as ``host:port`` in order of preference."""
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Reads and checks a bundle's form (not its signatures: TLS does that). Raises ``BundleError``."""
+    """Read a bundle and check its format. TLS verifies its signatures later. Raises ``BundleError``."""
     try:
         return parse_bundle(read_private(path))
     except KeyFileError as error:
@@ -58,11 +58,11 @@ def read_bundle(path: Path) -> Bundle:
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise BundleError(f"{path} is no bundle that this version can read: {error}") from error
+        raise BundleError(f"{path} is not a bundle that this version can read: {error}") from error
 
 
 def write_bundle(path: Path, bundle: Bundle, *, replace: bool = True) -> None:
-    """Writes a bundle with mode 0600, whole or not at all. Raises ``OSError``.
+    """Write a bundle atomically with mode 0600. Raises ``OSError``.
 
     A symbolic link stays, and its target gets the new content; see ``real_place``.
     """
@@ -70,10 +70,10 @@ def write_bundle(path: Path, bundle: Bundle, *, replace: bool = True) -> None:
 
 
 def change_bundle(path: Path, change: Callable[[Bundle], Bundle]) -> None:
-    """Reads, changes and writes a bundle while nobody else does so by this function. Blocks.
+    """Read, change and write a bundle under a lock of its folder. Blocks.
 
-    An agent learns roots and gets its next certificate at times of their own, and neither may take the
-    other's place. Raises ``BundleError`` or ``OSError``; then the file is as it was.
+    The lock is needed because an agent stores new roots and new certificates independently, and neither may
+    overwrite the other. Raises ``BundleError`` or ``OSError``; the file is then unchanged.
     """
     with hold_folder(real_place(path).parent):
         bundle = read_bundle(path)
@@ -83,7 +83,7 @@ def change_bundle(path: Path, change: Callable[[Bundle], Bundle]) -> None:
 
 
 def format_bundle(bundle: Bundle) -> bytes:
-    """The bytes of a bundle file."""
+    """Return the bytes of a bundle file."""
     values = {
         "Qanat-Bundle": _VERSION,
         "Identity": str(bundle.identity),
@@ -96,7 +96,7 @@ def format_bundle(bundle: Bundle) -> bytes:
 
 
 def parse_bundle(data: bytes) -> Bundle:
-    """Reads what ``format_bundle`` writes. Raises ``ValueError`` saying what is wrong; never quotes a key."""
+    """Parse the bytes of a bundle file. Raises ``ValueError``, whose text never quotes a key."""
     head, begin, rest = _ascii(data).partition("-----BEGIN ")
     headers = _headers(head)
     if headers["Qanat-Bundle"] != _VERSION:
@@ -114,7 +114,7 @@ def parse_bundle(data: bytes) -> Bundle:
 
 
 def split_pem(pem: bytes) -> list[bytes]:
-    """The certificates of a PEM text, one by one. Raises ``ValueError`` if there is anything else in it."""
+    """Return the certificates of a PEM text, one by one. Raises ``ValueError`` if it has other contents."""
     blocks = _blocks(_ascii(pem))
     if any(label != _CERTIFICATE for label, _ in blocks):
         raise ValueError("it holds something other than certificates")
@@ -171,9 +171,9 @@ def _canonical(label: str, body: str) -> bytes:
 def _key_and_certificates(blocks: list[tuple[str, bytes]]) -> tuple[bytes, list[bytes]]:
     labels = [label for label, _ in blocks]
     if "ENCRYPTED PRIVATE KEY" in labels:
-        raise ValueError("its key is encrypted; a bundle holds a plain key, guarded by the file's mode")
+        raise ValueError("its key is encrypted; a bundle has a plain key, which the file's mode protects")
     if not labels or not labels[0].endswith("PRIVATE KEY"):
-        raise ValueError("its first PEM block is no private key")
+        raise ValueError("its first PEM block is not a private key")
     if any(label != _CERTIFICATE for label in labels[1:]):
         raise ValueError("it holds something other than one key and certificates")
     return blocks[0][1], [block for _, block in blocks[1:]]
@@ -181,7 +181,7 @@ def _key_and_certificates(blocks: list[tuple[str, bytes]]) -> tuple[bytes, list[
 
 def _number_of_roots(text: str, certificates: int) -> int:
     if not re.fullmatch("[1-9][0-9]?", text) or int(text) >= certificates:
-        raise ValueError(f"the line 'Roots: {text[:20]}' does not fit its {certificates} certificates")
+        raise ValueError(f"the line 'Roots: {text[:20]}' does not match its {certificates} certificates")
     return int(text)
 
 

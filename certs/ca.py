@@ -1,6 +1,6 @@
-"""The certificate authority: a root that can be taken offline, and the issuing intermediate that works.
+"""The certificate authority: a root that can be kept offline, and an issuing intermediate that signs leaves.
 
-``authority_folder`` keeps it on disk, ``rotation`` says how it is replaced.
+``authority_folder`` stores the authority on disk, and ``rotation`` describes its replacement.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from tunnel_core.humanize import as_minute
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.names import LOOPBACK, canonical_host, is_node_name
 
-ROOT_DAYS = 3652  # ten years
-ISSUING_DAYS = 1826  # five
+ROOT_DAYS = 3652  # Ten years.
+ISSUING_DAYS = 1826  # Five years.
 LEAF_DAYS = 365
-"""Of certificates that are made by hand, for users and servers; nobody renews those."""
+"""Validity of certificates that a command issues."""
 NODE_LIFE_SECONDS = 30 * 24 * 3600.0
-"""Of certificates that nodes ask for; they renew at two thirds of it."""
+"""Validity of certificates that nodes request. Agents renew them at two thirds."""
 LOOPBACK_NAMES = (LOOPBACK, "127.0.0.1", "::1")
 DEFAULT_TRUST_DOMAIN = "qanat.internal"
 
 
 class AuthorityError(Exception):
-    """The authority is missing, damaged or not able to issue this. The text says what to do."""
+    """The authority is missing, damaged, or unable to issue a certificate. The text names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """An issued leaf: its key, its chain (leaf first, no root) and the roots that verify its peers."""
+    """An issued leaf with its key, its chain (leaf first, no root), and the roots for verifying peers."""
 
     credential: Credential
     chain_pem: bytes
@@ -52,7 +52,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """A leaf for a key that we do not have, to be sent to whoever has it."""
+    """A leaf for a key that stays with the requester. ``root_pin`` is the pin of its root."""
 
     facts: CertificateFacts
     chain_pem: bytes
@@ -62,7 +62,7 @@ class Certified:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Issues leaves of one trust domain. The first of the roots is the one that signed ``issuing``."""
+    """Issuer of leaves of one trust domain. The first root in ``roots_pem`` signed ``issuing``."""
 
     trust_domain: str
     issuing: Credential
@@ -70,7 +70,7 @@ class Authority:
 
     @property
     def root_pin(self) -> bytes:
-        """Of the root that this authority's leaves lead to."""
+        """Pin of the root to which this authority's leaves lead."""
         return pin_of(self.roots_pem)
 
     def issue(
@@ -82,10 +82,11 @@ class Authority:
         days: float = LEAF_DAYS,
         now: datetime.datetime | None = None,
     ) -> Leaf:
-        """A leaf for ``name`` in ``role``; ``names`` are a server's DNS names and addresses.
+        """Issue a leaf with a new key for ``name`` in ``role``.
 
-        Raises ``ValueError`` for a name that no identity may have, ``AuthorityError`` if the leaf
-        would outlive the issuing certificate: it would fail long before the day it shows.
+        ``names`` are a server's DNS names and addresses. Raises ``ValueError`` for a name that no identity
+        may have. Raises ``AuthorityError`` if the leaf would outlive the issuing certificate, because it
+        would stop working before its end.
         """
         identity = SpiffeId(self.trust_domain, role, name)
         validity = _validity(days, now)
@@ -101,13 +102,13 @@ class Authority:
         life_seconds: float = NODE_LIFE_SECONDS,
         now: datetime.datetime | None = None,
     ) -> Certified:
-        """A leaf of ``identity`` for the key of a request, holding from an hour ago for ``life_seconds``.
+        """Issue a leaf of ``identity`` for the key of a request, valid from an hour ago for ``life_seconds``.
 
-        Where the issuing certificate ends sooner the leaf ends with it: a fleet that renews must not
-        come to a halt weeks before that day, as it would if such requests were refused.
+        If the issuing certificate ends sooner, the leaf ends with it. A refusal instead would stop the
+        renewals of a fleet weeks before that day.
 
-        Raises ``RequestRefused`` if the request names somebody else, ``AuthorityError`` if the issuing
-        certificate has ended, ``ValueError`` for an identity of another trust domain.
+        Raises ``RequestRefused`` if the request has another name, ``AuthorityError`` if the issuing
+        certificate has ended, and ``ValueError`` for an identity of another trust domain.
         """
         if identity.trust_domain != self.trust_domain:
             raise ValueError(f"{identity} is not of the trust domain {self.trust_domain}")
@@ -127,10 +128,10 @@ class Authority:
     def reissue(
         self, certificate_pem: bytes, *, days: float = LEAF_DAYS, now: datetime.datetime | None = None
     ) -> Certified:
-        """A leaf that says what another does, for the same key, from this authority and from now on.
+        """Issue a leaf with the key and the names of ``certificate_pem``, valid from now.
 
-        So one file has to change, and changes whole. Raises ``AuthorityError``, or ``ValueError`` if
-        the other cannot be read.
+        The key stays, so only one file has to change, and that change is atomic. Raises ``AuthorityError``,
+        or ``ValueError`` if ``certificate_pem`` cannot be read.
         """
         description, facts = describe(certificate_pem), facts_of(certificate_pem)
         validity = _validity(days, now)
@@ -141,7 +142,7 @@ class Authority:
         return Certified(facts_of(leaf_pem), chain, self.roots_pem, self.root_pin)
 
     def days_left(self, now: datetime.datetime) -> float:
-        """For how long a leaf may hold at most."""
+        """Return the longest possible validity of a leaf, in days."""
         return (self._issuing_ends - now) / datetime.timedelta(days=1)
 
     @property
@@ -159,19 +160,19 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class NewAuthority:
-    """A fresh root and issuing intermediate, both with keys."""
+    """A new root and issuing intermediate, both with keys."""
 
     root: Credential
     authority: Authority
 
 
 def usage_of(role: Role) -> Usage:
-    """The one usage of a leaf in this role."""
+    """Return the only usage of a leaf in this role."""
     return Usage.SERVER if role is Role.SERVER else Usage.CLIENT
 
 
 def create_authority(trust_domain: str, *, now: datetime.datetime | None = None) -> NewAuthority:
-    """A new root and issuing intermediate of a trust domain."""
+    """Create a root and an issuing intermediate for a trust domain."""
     root = make_root(trust_domain, _validity(ROOT_DAYS, now))
     issuing = create_issuing(root, trust_domain, now=now)
     return NewAuthority(root, Authority(trust_domain, issuing, root.certificate_pem))
@@ -180,25 +181,31 @@ def create_authority(trust_domain: str, *, now: datetime.datetime | None = None)
 def create_issuing(
     root: Credential, trust_domain: str, *, now: datetime.datetime | None = None
 ) -> Credential:
-    """Another issuing intermediate under a root, which it does not outlive."""
+    """Create another issuing intermediate under a root. It does not outlive the root.
+
+    Raises ``AuthorityError`` if the root has ended.
+    """
     wanted = _validity(ISSUING_DAYS, now)
     ends = min(wanted.ends, describe(root.certificate_pem).ends)
     if ends <= wanted.begins + BACK_DATED:
-        raise AuthorityError(f"the root has ended on {as_minute(ends)}; a new one is due: ca rotate add")
+        raise AuthorityError(f"the root has ended on {as_minute(ends)}; add a new root: ca rotate add")
     return make_issuing(root, trust_domain, Validity(wanted.begins, ends))
 
 
 def default_trust_domain(first_name: str) -> str:
-    """The trust domain of a server called ``first_name``: that DNS name, unless it is only a local one."""
+    """Return the trust domain of a server: its first name, or a fixed one for a local name or an address."""
     if not is_node_name(first_name) or _is_address(first_name) or first_name.split(".")[-1] == LOOPBACK:
         return DEFAULT_TRUST_DOMAIN
     return first_name
 
 
 def canonical_name(text: str) -> str:
-    """A server's DNS name or address (IPv6: brackets or not) in its one spelling, or ``ValueError``."""
+    """Return a server's DNS name or address (IPv6 with or without brackets) in normal form.
+
+    Raises ``ValueError``.
+    """
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    if _is_address(bare) and "%" not in bare:  # a zone means nothing on another machine
+    if _is_address(bare) and "%" not in bare:  # A zone has no meaning on another machine.
         return str(ipaddress.ip_address(bare))
     return canonical_host(text)
 

@@ -1,11 +1,11 @@
-"""Decide who may read a key file. One rule for every program and every file with a key.
+"""Accepted modes of key files. One rule for every program and every file with a key.
 
-1. Access for the owner alone (mode 0600) is always accepted.
-2. A group of this process's own may have access if the file belongs to root or to this user. Kubernetes
-   gives a mounted Secret to root and to the pod's ``fsGroup`` with mode 0440 or 0640, and chmod is impossible
-   there. On the pod's own volumes it adds 0660 to each file at each start.
-3. FAT, CIFS and 9p have no modes of their own: the mount sets one mode for all files. The cure is a mount
-   option. Where the mount cannot be changed, a variable switches the check off.
+1. Access for the owner only (mode 0600) is always accepted.
+2. A group of this process may have access if the file belongs to root or to this user. Kubernetes mounts a
+   Secret as root's, for the pod's ``fsGroup``, with mode 0440 or 0640, and does not allow chmod. On the pod's
+   own volumes it adds 0660 to each file at each start.
+3. FAT, CIFS and 9p have no modes, so that the mount sets one mode for all files. The remedy is a mount
+   option. If the mount cannot be changed, a variable switches the check off.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class KeyFileError(Exception):
-    """A file with a key cannot be used. The text is a sentence for the user, with the command that helps."""
+    """A file with a key is not usable. The text is a sentence for the user, with the remedy."""
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether only users and groups that may know the key can read a file of this status."""
+    """Whether only accepted users and groups can read a file with this status."""
     if os.environ.get(MODES_VARIABLE) == IGNORE or not status.st_mode & 0o077:
         return True
     if status.st_mode & 0o007 or status.st_uid not in (0, os.geteuid()):
@@ -42,7 +42,7 @@ def is_private(status: os.stat_result) -> bool:
 
 
 def check_private(path: Path, status: os.stat_result) -> None:
-    """Raises ``KeyFileError`` if others may read the key file ``path``, whose status is given."""
+    """Raise ``KeyFileError`` if others may read the key file ``path`` with the given status."""
     if not stat.S_ISREG(status.st_mode):
         raise KeyFileError(f"{path} is not a regular file")
     if not is_private(status):
@@ -57,31 +57,31 @@ def _cure(path: Path, status: os.stat_result) -> str:
         mode, owner, group = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         if not mode & 0o007 and owner == 0:
             return (
-                f"its group {group} is none of this process's: add the process to it"
+                f"this process is not in its group {group}: add the process to it"
                 " (Kubernetes: securityContext.fsGroup)"
             )
-        return f"it belongs to user id {owner}, who must run: chmod 600 {shlex.quote(str(path))}"
+        return f"it belongs to user id {owner}; as that user, run: chmod 600 {shlex.quote(str(path))}"
     return f"run: chmod 600 {shlex.quote(str(path))}"
 
 
 class Mount(NamedTuple):
-    """Where a file system is mounted, and its kind, for example ``vfat``."""
+    """Mount point of a file system, and its kind, for example ``vfat``."""
 
     place: Path
     kind: str
 
 
 def no_modes(mount: Mount) -> str:
-    """The cure for key files on a file system without modes."""
+    """Return the remedy for key files on a file system without modes."""
     option = _MOUNT_OPTIONS.get(mount.kind, "an option that makes files private")
     return (
-        f"{mount.kind} at {mount.place} has no modes of its own: mount it with {option}, or, if you"
-        f" alone use this machine, set {MODES_VARIABLE}={IGNORE}"
+        f"{mount.kind} at {mount.place} has no file modes: mount it with {option}, or, if only you"
+        f" use this machine, set {MODES_VARIABLE}={IGNORE}"
     )
 
 
 def mount_of(path: Path) -> Mount | None:
-    """The mount that ``path`` lies on; None where the system does not tell (other than Linux)."""
+    """Return the mount of ``path``, or None on systems other than Linux."""
     real = Path(os.path.realpath(path))
     found = None
     for place, kind in _mounts():
@@ -91,7 +91,7 @@ def mount_of(path: Path) -> Mount | None:
 
 
 def is_mount_point(path: Path) -> bool:
-    """Whether ``path`` itself is mounted, as Docker and Kubernetes do with single files."""
+    """Whether ``path`` itself is a mount point, like single files that Docker and Kubernetes mount."""
     mount = mount_of(path)
     return mount is not None and mount.place == Path(os.path.realpath(path))
 
@@ -111,5 +111,5 @@ def _mounts() -> list[Mount]:
 
 
 def _plain(place: str) -> str:
-    """Without the octal escapes of blanks and backslashes."""
+    """Replace the octal escapes of blanks and backslashes."""
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), place)

@@ -1,15 +1,14 @@
-"""Work in a folder with the rights of its owner, where root works for another user.
+"""Work of root in another user's folder, with the rights of that user.
 
-1. Root follows the links that a user puts into a folder of that user, and so would write or move files
-   anywhere. Meanwhile this process therefore has the effective user of the owner; a link then leads only to
-   where that user may write anyway.
-2. The owner is the first user other than root to whom a part of the path belongs, from ``/`` down, because
-   that user decides what all further parts lead to. Links of root are followed.
-3. In a user namespace, as rootless containers have, files of users outside of it seem to belong to a user
-   that does not exist inside. These are passed over, because nobody in the namespace can change them.
-4. The effective user belongs to the whole process. Therefore only commands use this, never a process that
-   serves: ``as_owner`` raises if it would change the user while another thread runs. To do nothing there
-   would let root follow the links after all.
+1. As root, this process would follow symbolic links that the user put into the folder, and could write
+   anywhere. With the effective user of the owner, a link leads only to places where that user may write.
+2. The owner is the first user other than root who owns a part of the path, from ``/`` down. That user
+   controls all further parts. Links of root are followed.
+3. In a user namespace, for example of a rootless container, files of outside users seem to belong to a user
+   that does not exist inside. Such parts are ignored, because no process in the namespace can change them.
+4. The effective user applies to the whole process, so only commands use this module, and never a server.
+   ``as_owner`` raises if it would change the user while another thread runs. It cannot skip the change,
+   because root would then follow the links.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _MAX_LINKS = 40
 _ROOT = 0
 _MAPPED = Path("/proc/self/uid_map")
 _IDLE_WORKER = "Trio thread "
-"""How trio names a thread that waits for work; while it works, it has the name of the work."""
+"""Name that trio gives to an idle thread. A busy thread has the name of its work."""
 
 
 class Owner(NamedTuple):
-    """A user, and the group of what belongs to that user."""
+    """A user, and the group of the user's file."""
 
     uid: int
     gid: int
@@ -44,22 +43,22 @@ class _User(NamedTuple):
     groups: Sequence[int]
 
 
-_NOBODY_ELSE = Owner(_ROOT, _ROOT)
+_ROOT_OWNER = Owner(_ROOT, _ROOT)
 
 
 @contextlib.contextmanager
 def as_owner(path: Path) -> Iterator[None]:
-    """Run the block with the rights of the owner of ``path``, if this process is root's.
+    """Run the block with the rights of the owner of ``path``, if this process runs as root.
 
-    Blocks may be nested; no other thread may run meanwhile. ``path`` need not exist. Raises ``OSError``, and
-    ``RuntimeError`` if the user had to change while another thread runs.
+    Blocks may be nested. ``path`` need not exist. Raises ``OSError``, and ``RuntimeError`` if the user would
+    change while another thread runs.
     """
     if _ROOT not in os.getresuid():
         yield
         return
-    before, owner = _User(os.getresuid()[1], os.getegid(), os.getgroups()), _NOBODY_ELSE
+    before, owner = _User(os.getresuid()[1], os.getegid(), os.getgroups()), _ROOT_OWNER
     try:
-        os.seteuid(_ROOT)  # inside of another block, to look at every part of the path
+        os.seteuid(_ROOT)  # A nested block needs root's rights to read every part of the path.
         owner = owner_of(path)
         if owner.uid != before.uid:
             _require_no_other_thread()
@@ -70,7 +69,7 @@ def as_owner(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         if owner.uid != _ROOT and error.errno is not None and error.strerror == os.strerror(error.errno):
-            error.strerror += f" to user {_name(owner.uid)}, whose rights root has there"
+            error.strerror += f" to user {_name(owner.uid)}, whose rights root uses there"
         raise
     finally:
         _become(before)
@@ -84,21 +83,18 @@ def _require_no_other_thread() -> None:
 
 
 def owner_of(path: Path) -> Owner:
-    """Return the first user other than root to whom a part of ``path`` belongs, else root.
-
-    Raises ``OSError``.
-    """
+    """Return the first user other than root who owns a part of ``path``, or root. Raises ``OSError``."""
     at, links = Path("/"), 0
     rest = list(path.absolute().parts[1:])
     while rest:
         part = rest.pop(0)
-        if part == "..":  # of a link that root made
+        if part == "..":  # Part of a link of root.
             at = at.parent
             continue
         try:
             status = (at / part).lstat()
         except FileNotFoundError:
-            return _NOBODY_ELSE
+            return _ROOT_OWNER
         if status.st_uid != _ROOT and _exists(status.st_uid):
             return Owner(status.st_uid, status.st_gid)
         if not stat.S_ISLNK(status.st_mode):
@@ -110,14 +106,14 @@ def owner_of(path: Path) -> Owner:
         target = (at / part).readlink()
         rest = [*(target.parts[1:] if target.is_absolute() else target.parts), *rest]
         at = Path("/") if target.is_absolute() else at
-    return _NOBODY_ELSE
+    return _ROOT_OWNER
 
 
 def _exists(uid: int) -> bool:
-    """Whether this user namespace has the user; user_namespaces(7) describes the file."""
+    """Whether this user namespace has the user. user_namespaces(7) describes the file."""
     try:
         ranges = [line.split() for line in _MAPPED.read_text().splitlines()]
-    except OSError:  # not Linux
+    except OSError:  # This system is not Linux.
         return True
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
 
@@ -125,7 +121,7 @@ def _exists(uid: int) -> bool:
 def _user(owner: Owner) -> _User:
     try:
         known = pwd.getpwuid(owner.uid)
-    except KeyError:  # a user of a container, that this machine has no name for
+    except KeyError:  # A container's user may have no name on this machine.
         return _User(owner.uid, owner.gid, [owner.gid])
     return _User(owner.uid, known.pw_gid, os.getgrouplist(known.pw_name, known.pw_gid))
 

@@ -1,4 +1,4 @@
-"""Key files: written atomically, readable by their owner alone, refused if anybody else can read them."""
+"""Key files: written atomically, readable only by their owner, and refused if others can read them."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _MAX_LINKS = 40
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_MODES = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""NFS: EBADF, as it locks only what is open for writing, and no folder is."""
+"""Errors of file systems without locks of folders. NFS locks only files open for writing (EBADF)."""
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def read_private(path: Path) -> bytes:
-    """The content of a key file. Raises ``KeyFileError`` if others may read it, or ``OSError``."""
+    """Return the content of a key file. Raises ``KeyFileError`` if others may read it, or ``OSError``."""
     with path.open("rb") as file:
-        check_private(path, os.fstat(file.fileno()))  # what was opened: a path may be swapped meanwhile
+        check_private(path, os.fstat(file.fileno()))  # The open file, because the path may change meanwhile.
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise KeyFileError(f"{path} is larger than {_MAX_BYTES // 1024} KiB; is it the right file?")
@@ -57,7 +57,7 @@ def read_private(path: Path) -> bytes:
 
 
 def read_public(path: Path) -> bytes:
-    """The content of a PEM file without a secret. Raises ``OSError``, or ``NotPlainText``."""
+    """Return the content of a PEM file without a secret. Raises ``OSError``, or ``NotPlainText``."""
     return without_mark(path.read_bytes())
 
 
@@ -65,8 +65,8 @@ def read_public(path: Path) -> bytes:
 def path_for_openssl(path: Path) -> Iterator[Path]:
     """Yield a path from which OpenSSL can read the content of ``path``, valid inside the block.
 
-    OpenSSL takes keys from files only, and finds no PEM block behind a byte order mark. Such a file is
-    copied into memory without the mark. Raises ``OSError``, or ``NotPlainText``.
+    OpenSSL loads keys only from files, and finds no PEM block after a byte order mark. Such a file is copied
+    into memory without the mark. Raises ``OSError``, or ``NotPlainText``.
     """
     data = path.read_bytes()
     plain = without_mark(data)
@@ -80,10 +80,10 @@ def path_for_openssl(path: Path) -> Iterator[Path]:
 
 
 def real_place(path: Path) -> Path:
-    """Where new content of ``path`` belongs: the target of a symbolic link, or ``path`` itself.
+    """Return the path for new content of ``path``: the target of a symbolic link, or ``path`` itself.
 
-    A link counts if it belongs to root or to this user. Another user's link could lead root's writing
-    anywhere; such a link is replaced like a file.
+    A link is followed if it belongs to root or to this user. Another user's link is replaced like a file,
+    because root could write anywhere through it. Raises ``OSError``.
     """
     for _ in range(_MAX_LINKS):
         if not path.is_symlink() or path.lstat().st_uid not in (0, os.geteuid()):
@@ -93,20 +93,20 @@ def real_place(path: Path) -> Path:
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Writes ``path`` with mode 0600, whole or not at all, and on the disk when it returns.
+    """Write ``path`` atomically with mode 0600, and sync it to the disk.
 
-    With ``replace=False`` an existing file is kept and ``FileExistsError`` raised.
+    With ``replace=False``, keep an existing file and raise ``FileExistsError``. Raises ``OSError``.
     """
     _write(path, data, PRIVATE, replace)
 
 
 def write_public(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """As ``write_private``, with mode 0644: certificates and configuration."""
+    """Write ``path`` like ``write_private``, with mode 0644, for certificates and configuration."""
     _write(path, data, PUBLIC, replace)
 
 
 def make_private_folder(path: Path) -> None:
-    """Makes ``path`` and its parents; ``path`` itself is entered by its owner alone if it is new."""
+    """Create ``path`` and its parents. A new ``path`` has mode 0700."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -114,9 +114,9 @@ def make_private_folder(path: Path) -> None:
 
 
 def remove_interrupted(path: Path) -> None:
-    """Removes ``path``, if it is there, and what a killed process left of writing it.
+    """Remove ``path``, if it exists, and unfinished copies that a killed process left.
 
-    Raises ``OSError`` for what is no file, such as a device.
+    Raises ``OSError`` if ``path`` is not a file, for example a device.
     """
     _require_plain(path)
     path.unlink(missing_ok=True)
@@ -124,18 +124,21 @@ def remove_interrupted(path: Path) -> None:
 
 
 def remove_staged(path: Path) -> None:
-    """Removes what killed processes left of writing ``path``. For who holds a lock: others may be writing."""
+    """Remove unfinished copies of ``path`` that killed processes left.
+
+    The caller must hold a lock, because other processes may be writing.
+    """
     for staged in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _STAGED_CHARS}"):
         staged.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a folder against others who hold it so, as long as the block lasts. Blocks if it waits.
+    """Lock a folder for the block. Without a free lock, wait and block the thread, or fail without ``wait``.
 
-    It is flock(2) of the folder: a file in it is replaced, and a lock file would have to be made. Some
-    network file systems lock no folders; there it has no effect. Raises ``BlockingIOError`` if another
-    process has the folder and ``wait`` is false, ``OSError`` if the folder cannot be opened.
+    The lock is flock(2) of the folder, because files in it are replaced. It has no effect on network file
+    systems that do not lock folders. Raises ``BlockingIOError`` if another process has the lock and ``wait``
+    is false, and ``OSError`` if the folder cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -150,9 +153,9 @@ def hold_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Puts new, moved and removed names on the disk, which fsync of a file does not (fsync(2)).
+    """Sync new, moved and removed names of a folder to the disk, which fsync of a file does not (fsync(2)).
 
-    Some network file systems sync no folders; they order names by themselves.
+    Network file systems that cannot sync folders order names by themselves, so their error is ignored.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -165,13 +168,13 @@ def sync_folder(path: Path) -> None:
 
 
 def place_new(staged: Path, path: Path) -> None:
-    """Gives the file ``staged`` the name ``path`` as well. Raises ``FileExistsError`` if that is taken.
+    """Give the file ``staged`` the additional name ``path``. Raises ``FileExistsError`` if ``path`` exists.
 
-    Without hard links (FAT, CIFS, 9p) an empty file claims the name first, and ``staged`` moves over it. A
-    process that is killed between the two leaves the empty file, never half of the content.
+    Without hard links (FAT, CIFS, 9p) an empty file reserves the name first, and ``staged`` replaces it. A
+    process that is killed in between leaves the empty file, never a part of the content.
     """
     try:
-        path.hardlink_to(staged)  # unlike rename, fails if the name is taken
+        path.hardlink_to(staged)  # Unlike rename, this fails if the name exists.
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -199,7 +202,7 @@ def _write(path: Path, data: bytes, mode: int, replace: bool) -> None:
 
 
 def _require_plain(path: Path) -> None:
-    """Raises ``OSError`` for a device or a pipe: root would replace /dev/null for the whole machine."""
+    """Raise ``OSError`` for a device or a pipe, because root could replace /dev/null of the machine."""
     with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
@@ -216,12 +219,12 @@ def _write_synced(path: Path, data: bytes, mode: int) -> None:
 
 
 def _set_mode(path: Path, descriptor: int, mode: int) -> None:
-    """Set the mode despite the umask. Raises ``OSError`` if others could read a key all the same."""
+    """Set the mode in spite of the umask. Raises ``OSError`` if others could still read a key."""
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
         if error.errno not in _NO_MODES:
             raise
-    if mode == PRIVATE and not is_private(os.fstat(descriptor)):  # CIFS ignores a chmod in silence
+    if mode == PRIVATE and not is_private(os.fstat(descriptor)):  # CIFS ignores chmod without an error.
         cure = no_modes(mount_of(path) or Mount(path.parent, "the file system"))
         raise OSError(errno.EOPNOTSUPP, f"a key there would be readable by others; {cure}", str(path))

@@ -1,8 +1,8 @@
-"""How long a certificate holds and when it is renewed, read without the library.
+"""Validity and renewal time of a certificate, read without the cryptography library.
 
-A running agent must know both, and the library would cost it some 11 MB. What is read here is the node's
-own file, which it believes anyway, and of that three fields: X.509 puts them at fixed places (RFC 5280,
-section 4.1). Whether the certificate is worth anything is for TLS to say.
+A running agent needs both, and the library would cost it about 11 MB. This module reads three fields, which
+X.509 has at fixed places (RFC 5280, section 4.1). It reads only the node's own file, which the agent trusts
+anyway. TLS verifies the certificate.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 BACK_DATED = timedelta(hours=1)
-"""Edge clocks run late; a certificate must hold for a node whose clock is behind the server's."""
+"""Begin of the validity before the time of issue, because a node's clock may be behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
 _LATE_AT = 4 / 5
-"""Of a certificate's life. Programs renew theirs at two thirds, so then something is wrong; a person, whose
-certificate nobody renews, is reminded."""
+"""Part of the validity after which a renewal is overdue. Programs renew at two thirds, so a later certificate
+has a problem. For a user, whose certificate no program renews, the warning is a reminder."""
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 _TIME = re.compile(r"([0-9]{4})" + r"([0-9]{2})" * 5 + "Z")
 _SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
@@ -26,7 +26,7 @@ _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 
 @dataclass(frozen=True, slots=True)
 class ValidityPeriod:
-    """Both ends are aware datetimes; ``serial`` is in hex, as everywhere."""
+    """Validity of a certificate. Both times are aware datetimes; ``serial`` is in hex."""
 
     serial: str
     begins: datetime
@@ -34,29 +34,29 @@ class ValidityPeriod:
 
     @property
     def issued(self) -> datetime:
-        """When it was made, if its start was back-dated as ours are; else its start."""
+        """Time of issue. A validity of more than an hour is taken as back-dated by an hour."""
         return self.begins + BACK_DATED if self.ends - self.begins > BACK_DATED else self.begins
 
     def renewal(self, chance: float) -> datetime:
-        """When to renew it: at two thirds of its life, spread by a random number from 0 to 1.
+        """Return the time of renewal: two thirds of the validity, spread by ``chance``, a number from 0 to 1.
 
-        A fleet that joined in one hour does not come back in one.
+        The spread prevents that a fleet that joined in one hour renews in one hour.
         """
         part = _RENEWED_AT + _SPREAD * (2 * chance - 1)
         return self.issued + (self.ends - self.issued) * part
 
     def seconds(self) -> float:
-        """How long it was meant to hold."""
+        """Return the length of the validity, from the time of issue."""
         return (self.ends - self.issued).total_seconds()
 
 
 def is_late(begins: datetime, ends: datetime, now: datetime) -> bool:
-    """Whether a certificate of this life should have been renewed by now."""
+    """Whether the renewal of a certificate with this validity is overdue."""
     return now >= begins + (ends - begins) * _LATE_AT
 
 
 def life_of(chain_pem: bytes) -> ValidityPeriod:
-    """Of the first certificate of a chain. Raises ``ValueError``."""
+    """Return the validity of the first certificate of a chain (PEM). Raises ``ValueError``."""
     found = _BLOCK.search(chain_pem)
     if found is None:
         raise ValueError("there is no certificate")
@@ -65,14 +65,14 @@ def life_of(chain_pem: bytes) -> ValidityPeriod:
     if content.next_tag == _VERSION:
         content.take(_VERSION)
     serial = content.take(_INTEGER)
-    content.take(_SEQUENCE)  # the signature's algorithm
-    content.take(_SEQUENCE)  # the issuer
+    content.take(_SEQUENCE)  # Algorithm of the signature.
+    content.take(_SEQUENCE)  # Issuer.
     validity = content.inside(_SEQUENCE)
     return ValidityPeriod(f"{int.from_bytes(serial, signed=True):x}", validity.time(), validity.time())
 
 
 class _Der:
-    """Elements of one sequence, in their order (X.690, section 8.1)."""
+    """Reader of the elements of one sequence, in order (X.690, section 8.1)."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -83,9 +83,9 @@ class _Der:
         return self._data[self._at] if self._at < len(self._data) else -1
 
     def take(self, *tags: int) -> bytes:
-        """The content of the next element, which must be of one of these kinds."""
+        """Return the content of the next element, whose tag must be in ``tags``. Raises ``ValueError``."""
         if self.next_tag not in tags:
-            raise ValueError("it is no X.509 certificate")
+            raise ValueError("it is not an X.509 certificate")
         length, start = self._length(self._at + 1)
         content = self._data[start : start + length]
         if len(content) < length:
@@ -99,7 +99,7 @@ class _Der:
     def time(self) -> datetime:
         is_short = self.next_tag == _UTC_TIME
         text = self.take(_UTC_TIME, _GENERALIZED_TIME).decode("ascii")
-        if is_short:  # RFC 5280, section 4.1.2.5.1: below 50 is this century
+        if is_short:  # RFC 5280, section 4.1.2.5.1: years below 50 are in this century.
             text = ("20" if text < "5" else "19") + text
         match = _TIME.fullmatch(text)
         if match is None:
@@ -108,7 +108,7 @@ class _Der:
         return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
 
     def _length(self, at: int) -> tuple[int, int]:
-        """The length of an element, and where its content begins."""
+        """Return the length of an element, and the offset of its content."""
         head = self._data[at : at + 1]
         if not head:
             raise ValueError("the certificate is cut short")

@@ -1,17 +1,16 @@
-"""Certificate requests (PKCS #10): made at the node, where the key stays, and read by the server.
+"""Certificate requests (PKCS #10): created on the node, where the key stays, and read by the server.
 
-What a request says decides nothing. Who gets the certificate follows from the token or from the
-current certificate, and the profile is ours; of the request we take the key, after its proof of
-possession. But a request that asks for something else is refused rather than silently overruled:
+The server takes only the key from a request, after its proof of possession. The identity comes from the token
+or from the current certificate, and the server sets the profile. A request for anything else is refused, and
+not silently overruled:
 
-1. The common name and the alternative names may be missing. A common name must be the name alone, or
-   what we write there ourselves (``node shop-7``). Of alternative names the URI must be the identity,
-   a DNS name the name.
-2. Asking to be an authority, or for names of another kind, is refused.
-3. Usages are ours to say: standard clients ask for all kinds, and get the one of their role.
+1. The common name and the alternative names may be missing. A common name must be the name alone, or the form
+   that the server writes (``node shop-7``). A URI must be the identity, and a DNS name must be the name.
+2. A request for a certificate authority, or for names of another kind, is refused.
+3. The server ignores requested usages and sets the usage of the role, because standard clients request all.
 
-Keys: EC P-256 and P-384, RSA from 2048 to 8192 bits. Not Ed25519: BoringSSL, which is gRPC's TLS, does not
-accept it from the other side unless it is told to, and gRPC has no way to tell it.
+Keys are EC P-256 and P-384, and RSA from 2048 to 8192 bits. Ed25519 is refused, because BoringSSL, the TLS of
+gRPC, does not accept it from a peer by default, and gRPC has no option for it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
 MAX_REQUEST_BYTES = 16 * 1024
-"""As it arrives; one with a key of RSA 8192 in PEM takes some 5 KiB."""
+"""Largest request as received. A request with an RSA key of 8192 bits in PEM takes about 5 KiB."""
 _RSA_BITS = range(2048, 8192 + 1)
 _MIN_EXPONENT = 65537  # NIST SP 800-56B, section 6.2
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -42,45 +41,45 @@ _ARMOUR = re.compile(rb"-----(BEGIN|END) (NEW )?CERTIFICATE REQUEST-----")
 
 
 class RequestRefused(Refused):
-    """The request cannot be granted, and the sentence says why."""
+    """The server refuses the request. The sentence has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewRequest:
-    """What a node makes: its key (PEM), which goes nowhere, and the request for the server (DER)."""
+    """A node's new key (PEM), which never leaves the node, and the request for the server (DER)."""
 
     key_pem: bytes = field(repr=False)
     request_der: bytes
 
     @property
     def body(self) -> bytes:
-        """The request as the body of an EST call: base64 in lines (RFC 7030, section 4.2.1)."""
+        """Body of an EST call: the request as base64 in lines (RFC 7030, section 4.2.1)."""
         return base64.encodebytes(self.request_der)
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateRequest:
-    """What a request asks for, its key proven to be the asker's."""
+    """Contents of a request whose requester has proven possession of the key."""
 
     public_key_der: bytes
-    """SubjectPublicKeyInfo."""
+    """SubjectPublicKeyInfo, DER."""
     common_names: tuple[str, ...]
     uris: tuple[str, ...]
     dns_names: tuple[str, ...]
 
     @property
     def key_sha256(self) -> str:
-        """The key's fingerprint: SHA-256 of its SubjectPublicKeyInfo, in hex."""
+        """SHA-256 of the key's SubjectPublicKeyInfo, in hex."""
         return hashlib.sha256(self.public_key_der).hexdigest()
 
 
 def make_request(identity: SpiffeId) -> NewRequest:
-    """A new key (EC P-256) and a request for a certificate of ``identity``."""
+    """Create a key (EC P-256) and a request for a certificate of ``identity``."""
     return request_for(ec.generate_private_key(ec.SECP256R1()), identity)
 
 
 def request_for(key: ec.EllipticCurvePrivateKey, identity: SpiffeId) -> NewRequest:
-    """The request for a key that is there already."""
+    """Create a request for an existing key."""
     subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name_of(identity))]
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
     builder = x509.CertificateSigningRequestBuilder(x509.Name(subject)).add_extension(names, critical=False)
@@ -89,7 +88,7 @@ def request_for(key: ec.EllipticCurvePrivateKey, identity: SpiffeId) -> NewReque
 
 
 def read_request(data: bytes) -> CertificateRequest:
-    """Reads a request that a stranger sent: DER, PEM, or base64 as EST has it.
+    """Parse an untrusted request in DER, in PEM, or in base64 as in EST.
 
     Raises ``RequestRefused`` with ``BAD_CSR`` or ``WEAK_KEY``.
     """
@@ -102,23 +101,23 @@ def read_request(data: bytes) -> CertificateRequest:
 
 
 def require_names(request: CertificateRequest, identity: SpiffeId) -> None:
-    """Refuses a request that names another than ``identity``. Raises ``RequestRefused``."""
+    """Raise ``RequestRefused`` for a request that has another name than ``identity``."""
     allowed = {identity.name[:MAX_COMMON_NAME], common_name_of(identity)}
-    strange = [
+    foreign = [
         *(name for name in request.common_names if name not in allowed),
         *(name for name in request.dns_names if name.lower() != identity.name),
         *(uri for uri in request.uris if uri != str(identity)),
     ]
-    if strange:
+    if foreign:
         raise RequestRefused(
             Reason.CSR_NAME_MISMATCH,
-            f"the certificate request names {strange[0][:300]!r}, but this is for {identity}",
+            f"the certificate request names {foreign[0][:300]!r}, but this is for {identity}",
         )
 
 
 def _der_of(data: bytes) -> bytes:
     text = data.strip()
-    if data[:1] == b"\x30" and not _is_base64(text):  # a SEQUENCE; in ASCII it is the digit 0
+    if data[:1] == b"\x30" and not _is_base64(text):  # Tag of a SEQUENCE, also the ASCII digit 0.
         return data
     lines = text.splitlines()
     if lines and _ARMOUR.fullmatch(lines[0].strip()) and _ARMOUR.fullmatch(lines[-1].strip()):
@@ -147,7 +146,7 @@ def _read(request: x509.CertificateSigningRequest) -> CertificateRequest:
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
         common_names=tuple(
-            str(one.value) for one in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            str(name.value) for name in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         ),
         uris=tuple(str(name.value) for name in names if isinstance(name, x509.UniformResourceIdentifier)),
         dns_names=tuple(str(name.value) for name in names if isinstance(name, x509.DNSName)),
@@ -175,7 +174,8 @@ def _require_extensions(extensions: x509.Extensions) -> None:
         if isinstance(value, x509.KeyUsage) and (value.key_cert_sign or value.crl_sign):
             raise _bad("the certificate request asks for a key that signs certificates")
         if isinstance(value, x509.UnrecognizedExtension) and extension.critical:
-            raise _bad(f"the certificate request insists on the extension {extension.oid.dotted_string}")
+            oid = extension.oid.dotted_string
+            raise _bad(f"the certificate request has the unknown critical extension {oid}")
 
 
 def _alternative_names(extensions: x509.Extensions) -> list[x509.GeneralName]:

@@ -1,20 +1,20 @@
-"""How an authority is replaced while its certificates are in use, and what each step would cut off. No I/O.
+"""Rotation of an authority while its certificates are in use, and the effects of each step. No I/O.
 
-A **generation** is a root with an issuing certificate. There is one, or two while a rotation is under way:
+A **generation** is a root with an issuing certificate. There is one, or two during a rotation:
 
     steady --add--> added --switch--> switched --retire--> steady
 
-- **add**: the new root joins the trust bundle. The old generation goes on to issue, so nothing that is
-  in use meets anything new. Each certificate handed out from now on brings both roots along.
-- **switch**: the new generation issues, and the server shows a certificate of it. Whoever does not have
-  the new root by then could no longer verify the server: those are what a switch would cut off.
-- **retire**: the old root leaves the bundle. Certificates that lead to it are what that would cut off.
+- **add**: the trust bundle gets the new root. The old generation still issues, so no current certificate is
+  affected. Each certificate issued from now on is delivered with both roots.
+- **switch**: the new generation issues, and the server presents a certificate of it. Nodes and users without
+  the new root can no longer verify the server. The switch cuts them off.
+- **retire**: the trust bundle loses the old root. This cuts off all certificates that lead to it.
 
-Replacing the issuing certificate alone takes no such steps: its chain comes with each leaf, and the root
-that all trust stays. It is allowed in the steady state only, so that there is one thing to think about.
+The issuing certificate can be replaced in one step, because each leaf has its chain and the trusted root
+stays. This step is allowed only in the steady state, so that operators have one change at a time.
 
-A step that would cut somebody off is refused unless it is forced. Each step is one change of one small
-file, made last; so an interrupted step has not happened, and is simply done again.
+A step that cuts off a node or user is refused unless it is forced. The last action of each step changes one
+small file. So an interrupted step has no effect, and can be repeated.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ _MOST_NAMED = 5
 
 
 class Phase(enum.Enum):
+    """Phase of a rotation; ``STEADY`` without a rotation."""
+
     STEADY = "steady"
     ADDED = "added"
     SWITCHED = "switched"
 
 
 class RotationStep(enum.Enum):
+    """Step that an operator takes. ``ISSUING`` replaces only the issuing certificate."""
+
     ADD = "add"
     SWITCH = "switch"
     RETIRE = "retire"
@@ -44,11 +48,12 @@ class RotationStep(enum.Enum):
 
 
 NEXT = {Phase.STEADY: RotationStep.ADD, Phase.ADDED: RotationStep.SWITCH, Phase.SWITCHED: RotationStep.RETIRE}
+"""Next step of a rotation, by phase."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """``folder`` holds its files, below the authority's; ``pin`` is of its root, in hex."""
+    """A root and its issuing certificate. ``folder`` is in the authority's; ``pin`` is the root's, in hex."""
 
     folder: str
     pin: str
@@ -57,7 +62,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class CertificateInUse:
-    """A certificate that is in use: not expired, not revoked."""
+    """A certificate that is neither expired nor revoked."""
 
     role: Role
     name: str
@@ -71,14 +76,14 @@ class CertificateInUse:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Where an authority stands. ``past`` are folders of generations that are no longer in use."""
+    """State of an authority's rotation. ``past`` has the folders of generations that are no longer in use."""
 
     generations: tuple[Generation, ...]
     signing: int = 0
     past: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        folders = [*(one.folder for one in self.generations), *self.past]
+        folders = [*(generation.folder for generation in self.generations), *self.past]
         if not 1 <= len(self.generations) <= 2 or not 0 <= self.signing < len(self.generations):
             raise ValueError("there are one or two generations, and one of them signs")
         if len(set(folders)) < len(folders):
@@ -86,22 +91,24 @@ class Rotation:
 
     @property
     def phase(self) -> Phase:
+        """Phase that follows from the generations and the signing one."""
         if len(self.generations) == 1:
             return Phase.STEADY
         return Phase.SWITCHED if self.signing else Phase.ADDED
 
     @property
     def signer(self) -> Generation:
+        """Generation that issues certificates now."""
         return self.generations[self.signing]
 
     @property
     def trusted(self) -> tuple[Generation, ...]:
-        """Whose roots are in the bundle; the one that signs comes first."""
-        others = (one for one in self.generations if one is not self.signer)
+        """Generations whose roots are in the trust bundle. The signing generation comes first."""
+        others = (generation for generation in self.generations if generation is not self.signer)
         return (self.signer, *others)
 
     def require(self, step: RotationStep) -> None:
-        """Raises ``Refused`` unless ``step`` is what comes next."""
+        """Raise ``Refused`` unless ``step`` is allowed now."""
         if step is NEXT[self.phase] or (step is RotationStep.ISSUING and self.phase is Phase.STEADY):
             return
         raise Refused(
@@ -111,50 +118,53 @@ class Rotation:
         )
 
     def add(self, new: Generation) -> Rotation:
+        """Return the state after the step ``ADD``. Raises ``Refused``."""
         self.require(RotationStep.ADD)
         return replace(self, generations=(*self.generations, new))
 
     def switch(self) -> Rotation:
+        """Return the state after the step ``SWITCH``. Raises ``Refused``."""
         self.require(RotationStep.SWITCH)
         return replace(self, signing=1)
 
     def retire(self) -> Rotation:
+        """Return the state after the step ``RETIRE``. Raises ``Refused``."""
         self.require(RotationStep.RETIRE)
         old, new = self.generations
         return Rotation((new,), past=(*self.past, old.folder))
 
     def replace_issuing(self, new: Generation) -> Rotation:
-        """``new`` has the same root and another issuing certificate."""
+        """Return the state after the step ``ISSUING``. ``new`` has the same root. Raises ``Refused``."""
         self.require(RotationStep.ISSUING)
         if new.pin != self.signer.pin:
-            raise ValueError("another root is a rotation of its own")
+            raise ValueError("a new root needs a full rotation")
         return Rotation((new,), past=(*self.past, self.signer.folder))
 
-    def cut_by(self, step: RotationStep, alive: Iterable[CertificateInUse]) -> list[CertificateInUse]:
-        """Whom a step would cut off. A server's own certificate is made anew by the switch."""
+    def cut_by(self, step: RotationStep, in_use: Iterable[CertificateInUse]) -> list[CertificateInUse]:
+        """Return the certificates that a step cuts off. The switch itself renews a server's certificate."""
         self.require(step)
         if step is RotationStep.SWITCH:
             added = self.generations[1].added
-            return [one for one in alive if one.issued < added and one.role is not Role.SERVER]
+            return [it for it in in_use if it.issued < added and it.role is not Role.SERVER]
         if step is RotationStep.RETIRE:
-            return [one for one in alive if one.root_pin == self.generations[0].pin]
+            return [it for it in in_use if it.root_pin == self.generations[0].pin]
         return []
 
 
 def require_nobody_cut(step: RotationStep, cut: list[CertificateInUse]) -> None:
-    """Raises ``Refused`` naming some of those who would be cut off."""
+    """Raise ``Refused`` if ``cut`` is not empty. The sentence names some of the certificates."""
     if not cut:
         return
     named = ", ".join(dict.fromkeys(map(str, cut[:_MOST_NAMED])))
     more = f" and {len(cut) - _MOST_NAMED} more" if len(cut) > _MOST_NAMED else ""
     if step is RotationStep.SWITCH:
-        before = "certificate is" if len(cut) == 1 else "certificates are"
-        why = f"{len(cut)} {before} from before the new root, so a holder may not trust it yet"
+        subject = "certificate is" if len(cut) == 1 else "certificates are"
+        why = f"{len(cut)} {subject} older than the new root, so a holder may not trust it yet"
     else:
-        leading = "certificate in use leads" if len(cut) == 1 else "certificates in use lead"
-        why = f"{len(cut)} {leading} to the old root"
+        subject = "certificate in use leads" if len(cut) == 1 else "certificates in use lead"
+        why = f"{len(cut)} {subject} to the old root"
     raise Refused(
         Reason.ROTATION_REFUSED,
-        f"{why}: {named}{more}; wait until they are renewed, issue anew those that were made by hand,"
+        f"{why}: {named}{more}; wait until they are renewed, issue those from `qanat-server issue` again,"
         " or cut them off with --force",
     )

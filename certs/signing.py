@@ -1,4 +1,4 @@
-"""Certificates made and signed: roots, issuing intermediates, and leaves for keys of ours or of others."""
+"""Creation of certificates: roots, issuing intermediates, and leaves for new or given keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 @dataclass(frozen=True, slots=True)
 class LeafProfile:
-    """What a leaf says. ``names`` are the DNS names and addresses of a server, empty for others."""
+    """Contents of a leaf. ``names`` are the DNS names and addresses of a server, empty for other roles."""
 
     identity: SpiffeId
     usage: Usage
@@ -30,12 +30,12 @@ class LeafProfile:
 
 
 def common_name_of(identity: SpiffeId) -> str:
-    """What a leaf's subject says to people; no program reads an identity from it."""
+    """Return the common name of a leaf's subject. It is only for display, and never an identity."""
     return f"{identity.role.value} {identity.name}"[:MAX_COMMON_NAME]
 
 
 def make_root(trust_domain: str, validity: Validity) -> Credential:
-    """A self-signed root with a new key. It signs issuing authorities only and may be kept offline."""
+    """Create a self-signed root with a new key. It signs issuing authorities only, and may stay offline."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _authority_name("root", key.public_key(), trust_domain)
     builder = _authority(name, name, key.public_key(), validity, trust_domain, path_length=1)
@@ -43,7 +43,7 @@ def make_root(trust_domain: str, validity: Validity) -> Credential:
 
 
 def make_issuing(root: Credential, trust_domain: str, validity: Validity) -> Credential:
-    """An intermediate with a new key, signed by ``root``. It signs leaves only."""
+    """Create an intermediate with a new key, signed by ``root``. It signs only leaves."""
     issuer, key = load_certificate(root.certificate_pem), ec.generate_private_key(ec.SECP256R1())
     name = _authority_name("issuing", key.public_key(), trust_domain)
     builder = _authority(name, issuer.subject, key.public_key(), validity, trust_domain, path_length=0)
@@ -52,15 +52,15 @@ def make_issuing(root: Credential, trust_domain: str, validity: Validity) -> Cre
 
 
 def make_leaf(issuing: Credential, profile: LeafProfile) -> Credential:
-    """A leaf with a new key, signed by ``issuing``."""
+    """Create a leaf with a new key, signed by ``issuing``."""
     key = ec.generate_private_key(ec.SECP256R1())
     return Credential(_certify(issuing, profile, key.public_key()), private_pem(key))
 
 
 def certify_key(issuing: Credential, profile: LeafProfile, public_key_der: bytes) -> bytes:
-    """A leaf (PEM) for a key that stays where it was made, of which we have the public half."""
+    """Create a leaf (PEM) for a public key, whose private half stays with the requester."""
     key = serialization.load_der_public_key(public_key_der)
-    assert isinstance(key, PublicKey), "certs.requests lets no other kind through"
+    assert isinstance(key, PublicKey), "certs.requests accepts only these kinds"
     return _certify(issuing, profile, key)
 
 
@@ -87,7 +87,7 @@ def _authority(
     *,
     path_length: int,
 ) -> x509.CertificateBuilder:
-    # A signing certificate carries the trust domain's own SPIFFE ID: X509-SVID, section 4.1.
+    # A signing certificate has the SPIFFE ID of the trust domain itself: X509-SVID, section 4.1.
     domain = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")
     return (
         _begin(subject, issuer, public_key, validity)
@@ -113,7 +113,7 @@ def _begin(
 
 
 def _authority_name(kind: str, public_key: ec.EllipticCurvePublicKey, trust_domain: str) -> x509.Name:
-    # Part of the key's digest, since OpenSSL finds issuers by name: two roots must not share one.
+    # The name has a part of the key's digest, because OpenSSL finds issuers by name.
     digest = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()[:8]
     common_name = f"Qanat {kind} {digest} {trust_domain}"[:MAX_COMMON_NAME]
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -154,7 +154,7 @@ def _sign(builder: x509.CertificateBuilder, signer: ec.EllipticCurvePrivateKey) 
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PKCS #8 in PEM, without a password: the file's mode guards it."""
+    """Return a private key as PKCS #8 in PEM. It has no password, because the file's mode protects it."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

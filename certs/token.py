@@ -1,23 +1,22 @@
-"""Join tokens as text: what an operator pastes on a new node. No I/O, and no cryptography to import.
+"""Join tokens as text, which an operator pastes on a new node. No I/O, and no import of cryptography.
 
-``qanat1_`` and 104 characters of base32 in lower case, so that a double click takes all of it and it
-can be read out aloud. In them, in bytes:
+A token is ``qanat1_`` and 104 characters of base32 in lower case. A double click selects it, and it can be
+read out. The base32 has, in bytes:
 
     id 10 | secret 20 | pin 32 | checksum 3
 
-A second part may follow: ``_`` and base32 again. It names the node, or the pattern of nodes, for which the
-server made the token, so that a join knows its name before it asks the server. It is a hint: the server
-goes by its own record. The first part alone is the same token, which older agents and servers take.
+A second part may follow: ``_`` and base32 again. It has the node's name, or the pattern of names, for which
+the server created the token. So a join knows its name before it connects. This part is a hint, because the
+server uses its own record. The first part alone is the same token, which older agents and servers accept.
 
     name 1 to 253 | checksum 3, of this part and the first
 
-The id is no secret: lists and logs show it. The pin is the SHA-256 of the key of the root that the
-server's certificate leads to, so the node knows the server before the server knows the node. The
-checksum tells a slip of the pen from a token that is wrong, before the server is asked.
+The id is not secret: lists and logs show it. The pin is the SHA-256 of the key of the root to which the
+server's certificate leads. So the node can verify the server before the server knows the node. The checksum
+detects a typing error without a request to the server.
 
-The server keeps only a digest of id, secret and pin. Plain SHA-256 is right for it: nobody guesses 160
-random bits, so there is nothing that a slow hash would slow down. The pin is in the digest, therefore a
-token whose pin was exchanged is a wrong one.
+The server stores only a digest of id, secret and pin. Plain SHA-256 suffices, because an attacker cannot
+guess 160 random bits. The digest includes the pin, so a token with an altered pin is refused.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ _ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyz234567")
 _ID_CHARS = ID_BYTES * 8 // 5
 _TOKEN_LIKE = re.compile(rf"(?<![a-z0-9_]){PREFIX}[a-z0-9_]*", re.IGNORECASE | re.ASCII)
 _BEGINNING = re.compile(rf"(?<![a-z0-9_]){PREFIX}([a-z2-7]{{{_ID_CHARS}}})", re.IGNORECASE | re.ASCII)
-_AROUND = " \t\r\n\f\v\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{NO-BREAK SPACE}"
-"""What people leave around a token."""
+_MARGIN = " \t\r\n\f\v\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{NO-BREAK SPACE}"
+"""Characters that users leave around a token."""
 _PLACEHOLDERS = ("token", "the token", "your token", "your-token", "yourtoken", "join token", "join-token")
 _COMMAND = "qanat-agent"
 _TEXT_CHARS = (ID_BYTES + SECRET_BYTES + PIN_BYTES + _CHECKSUM_BYTES) * 8 // 5
@@ -52,14 +51,14 @@ _MAX_HINT_CHARS = -(-(MAX_NODE_NAME + _CHECKSUM_BYTES) * 8 // 5)
 
 
 class TokenMistyped(ValueError):  # noqa: N818 - what it is
-    """The text is no token, or not all of one. The message says what is wrong and never quotes it."""
+    """The text is not a complete token. The message has the cause, and never quotes the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token. ``repr`` shows its id, and the hint if there is one.
+    """A token. ``repr`` shows only its id and its hint.
 
-    ``made_for`` is the node's name or a pattern of names, as the text says; empty if it names none.
+    ``made_for`` is the hint: the node's name or a pattern of names, empty without a hint.
     """
 
     id: str
@@ -77,7 +76,7 @@ class Token:
 
     @property
     def digest(self) -> bytes:
-        """What the server keeps of it and compares. 32 bytes."""
+        """Digest that the server stores and compares, 32 bytes."""
         return hashlib.sha256(self._content).digest()
 
     @property
@@ -86,24 +85,24 @@ class Token:
 
 
 def make_token(pin: bytes, chance: bytes, made_for: str = "") -> Token:
-    """A token of ``ID_BYTES + SECRET_BYTES`` random bytes, which nobody else may know."""
+    """Create a token. ``chance`` has ``ID_BYTES + SECRET_BYTES`` random bytes, which must be secret."""
     return Token(_base32(chance[:ID_BYTES]), chance[ID_BYTES:], pin, made_for)
 
 
 def format_token(token: Token) -> str:
-    """The text to paste. It is the secret: not for logs, nor for argv."""
+    """Return the text of a token. It contains the secret, so it must not be in logs or in argv."""
     content, name = token._content, token.made_for.encode()
     first = PREFIX + _base32(content + _checksum(content))
     return first + _HINT_SEPARATOR + _base32(name + _checksum(content + name)) if name else first
 
 
 def login_text(token: Token) -> str:
-    """The first part alone, for the server: it needs no hint, and an older one takes none."""
+    """Return the first part of the text, for the server. The server needs no hint, and old ones refuse it."""
     return format_token(replace(token, made_for=""))
 
 
 def parse_token(text: str) -> Token:
-    """Reads ``format_token``'s text; blanks around it and upper case will do. Raises ``TokenMistyped``."""
+    """Parse the text of a token, also in upper case or with blanks around it. Raises ``TokenMistyped``."""
     plain = text.strip().lower()
     if not plain.startswith(PREFIX):
         raise TokenMistyped(_not_ours(plain))
@@ -111,27 +110,27 @@ def parse_token(text: str) -> Token:
     if len(body) != _TEXT_CHARS:
         raise TokenMistyped(
             f"the token has {len(PREFIX) + len(body)} characters and must have {len(PREFIX) + _TEXT_CHARS}"
-            f"{' before its second _' if separator else ''}: a part is missing, or there is too much"
+            f"{' before its second _' if separator else ''}: it is truncated or too long"
         )
     token = _of_bytes(_decoded(body))
     return replace(token, made_for=_made_for(token, hint)) if separator else token
 
 
 def _decoded(body: str) -> bytes:
-    """What the base32 holds; empty if it is no length or spelling of base32. Raises ``TokenMistyped``."""
+    """Return the bytes of the base32, or none if it is not canonical base32. Raises ``TokenMistyped``."""
     if not _ALPHABET.issuperset(body):
-        raise TokenMistyped("the token has a character that no token has (it has a-z and 2-7)")
+        raise TokenMistyped("the token has an invalid character (it may have a-z and 2-7)")
     try:
         data = base64.b32decode(body.upper().encode("ascii") + b"=" * (-len(body) % 8))
     except binascii.Error:
         return b""
-    return data if _base32(data) == body else b""  # a last character may have bits that mean nothing
+    return data if _base32(data) == body else b""  # The last character may have unused bits.
 
 
 def _of_bytes(data: bytes) -> Token:
     content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if checksum != _checksum(content):
-        raise TokenMistyped("the token has a wrong character somewhere (its checksum does not fit); paste it")
+        raise TokenMistyped("the token has a wrong character (its checksum does not match); paste it")
     secret_and_pin = content[ID_BYTES:]
     return Token(_base32(content[:ID_BYTES]), secret_and_pin[:SECRET_BYTES], secret_and_pin[SECRET_BYTES:])
 
@@ -143,40 +142,41 @@ def _made_for(token: Token, hint: str) -> str:
     name, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if not name or checksum != _checksum(token._content + name):
         raise TokenMistyped(
-            "the token is cut off or altered after its second _ (its checksum does not fit); paste all of it"
+            "the token is truncated or altered after its second _ (its checksum does not match);"
+            " paste all of it"
         )
     try:
         return replace(token, made_for=name.decode("ascii")).made_for
-    except ValueError:  # with a checksum that fits: of a later version
-        raise TokenMistyped("the token names what can be no node's name; is this agent too old?") from None
+    except ValueError:  # The checksum matches, so the token is of a later version.
+        raise TokenMistyped("the token has a name that no node can have; is this agent too old?") from None
 
 
 def find_token(text: str) -> Token:
-    """Reads a token as people give it: in quotes, wrapped into lines, or within the line to paste.
+    """Parse a token as users enter it: in quotes, wrapped into lines, or within the command to paste.
 
-    Raises ``TokenMistyped``, also if there is more than one token in it.
+    Raises ``TokenMistyped``, also for more than one token.
     """
     found = list(dict.fromkeys(match.lower() for match in _TOKEN_LIKE.findall(text)))
     if not found:
-        raise TokenMistyped(_why_no_token(text.strip(_AROUND)))
+        raise TokenMistyped(_why_no_token(text.strip(_MARGIN)))
     try:
         if len(found) > 1:
-            raise TokenMistyped(f"there are {len(found)} tokens in it; give one")
+            raise TokenMistyped(f"the text has {len(found)} tokens; enter one")
         return parse_token(found[0])
     except TokenMistyped as error:
         with contextlib.suppress(TokenMistyped):
-            return parse_token("".join(text.strip(_AROUND).split()))
+            return parse_token("".join(text.strip(_MARGIN).split()))
         raise error from None
 
 
 def _why_no_token(text: str) -> str:
     create = "`qanat-server token create --node NAME` on the server prints one"
     if not text:
-        return f"there is no token: what was given is empty; {create}"
+        return f"there is no token: the input is empty; {create}"
     if text.lower().strip("<>[](){}$%_.*") in _PLACEHOLDERS:
-        return f"{text[:40]!r} only stands for the token; {create}"
+        return f"{text[:40]!r} is only a placeholder for the token; {create}"
     if _COMMAND in text:
-        return f"this is a line without a token; {create}"
+        return f"this is a command without a token; {create}"
     return _not_ours(text.lower())
 
 
@@ -187,15 +187,15 @@ def _not_ours(text: str) -> str:
 
 
 def trouble_with_arguments(arguments: Sequence[str]) -> str:
-    """Return the error for a command line that contains a token; empty if none does. Only the id is shown."""
+    """Return the error for a command line that contains a token, else an empty text. It shows only the id."""
     found = next(filter(None, map(_BEGINNING.search, arguments)), None)
     if found is None:
         return ""
     token_id = found[1].lower()
     return (
-        "a token stands in the arguments, where `ps` and the shell's history show it to others."
-        " `qanat-agent join SERVER` reads it from standard input or by --token-file; qanat-server's commands"
-        f" take its id alone, {token_id}. If others may have seen it: `qanat-server token revoke {token_id}`"
+        "a token is in the arguments, where `ps` and the shell's history show it to others."
+        " `qanat-agent join SERVER` reads it from standard input or --token-file; qanat-server's commands"
+        f" take only its id, {token_id}. If others may have seen it: `qanat-server token revoke {token_id}`"
     )
 
 

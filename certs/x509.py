@@ -1,7 +1,7 @@
-"""Certificates as values: what they say, and whom they prove.
+"""Certificates as values: their contents, and the identities that they prove.
 
-Beside this module only ``signing``, ``requests`` and ``pkcs7`` know the cryptography library; what
-they hand to others are the values below, bytes and texts.
+Only this module, ``signing``, ``requests`` and ``pkcs7`` use the cryptography library. They return the values
+below, bytes and texts to other modules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNREADABLE = (
     *(ValueError, TypeError, UnsupportedAlgorithm),
     *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
 )
-"""What the library raises for what it cannot read, well-formed DER included."""
+"""Errors that the library raises for unreadable data, even for well-formed DER."""
 
 
 _REMEMBERED_LEAVES = 256
@@ -35,14 +35,14 @@ _REMEMBERED_LEAVES = 256
 
 
 class Usage(enum.Enum):
-    """What a leaf may prove in TLS. Each leaf that we issue has exactly one."""
+    """Usage of a leaf in TLS. Each leaf that this authority issues has exactly one."""
 
     SERVER = ExtendedKeyUsageOID.SERVER_AUTH
     CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 class IdentityError(Refused):
-    """The leaf proves no identity that may be used here; ``identity`` and ``serial`` are what it says."""
+    """The leaf has no identity that is accepted here. ``identity`` and ``serial`` are the leaf's or empty."""
 
     def __init__(
         self, reason: Reason, detail: str, identity: SpiffeId | None = None, serial: str = ""
@@ -54,14 +54,14 @@ class IdentityError(Refused):
             self.who = {identity.role.value: identity.name, "serial": serial}
 
     @classmethod
-    def of(cls, proven: VerifiedCertificate, refused: Refused) -> IdentityError:
-        """The refusal, with the one whom it befell."""
-        return cls(refused.reason, refused.detail, proven.identity, proven.serial)
+    def of(cls, verified: VerifiedCertificate, refused: Refused) -> IdentityError:
+        """Return the refusal together with the identity of ``verified``."""
+        return cls(refused.reason, refused.detail, verified.identity, verified.serial)
 
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """When a certificate holds; both ends are aware datetimes."""
+    """Validity of a certificate. Both times are aware datetimes."""
 
     begins: datetime.datetime
     ends: datetime.datetime
@@ -77,7 +77,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a certificate says, for messages, checks and expiry metrics."""
+    """Contents of a certificate, for messages, checks and expiry metrics."""
 
     subject: str
     issuer: str
@@ -91,27 +91,27 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCertificate:
-    """Whose leaf it is that TLS has proven, and what may undo that later."""
+    """Identity of a leaf that TLS has verified, and the facts by which it may end or be revoked."""
 
     identity: SpiffeId
     serial: str
-    """In hex, lower case, without leading zeros."""
+    """Hex, lower case, without leading zeros."""
     ends: datetime.datetime
     issuer_key: bytes = b""
-    """How the leaf names the key that signed it (RFC 5280, section 4.2.1.1); empty if it does not."""
+    """Identifier of the signing key in the leaf (RFC 5280, section 4.2.1.1), empty without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
-    """What is written down of a leaf that was issued."""
+    """Facts that the store records about an issued leaf."""
 
     identity: SpiffeId
     serial: str
-    """In hex, lower case, without leading zeros."""
+    """Hex, lower case, without leading zeros."""
     begins: datetime.datetime
     ends: datetime.datetime
     key_sha256: str
-    """Of the SubjectPublicKeyInfo, in hex."""
+    """SHA-256 of the SubjectPublicKeyInfo, in hex."""
 
 
 # Reading
@@ -120,14 +120,14 @@ class CertificateFacts:
 def proven_leaf(
     leaf: bytes, *, usage: Usage, role: Role | None = None, trust_domain: str = ""
 ) -> VerifiedCertificate:
-    """What a leaf certificate (PEM or DER), whose key and chain TLS has proven, proves in turn.
+    """Return the identity of a leaf (PEM or DER) whose key and chain TLS has verified.
 
-    Raises ``IdentityError`` unless it has exactly one URI SAN, that is one of our SPIFFE IDs, and
-    the extended key usage asked for, and, where given, is of this role and trust domain. The path
-    of the identity alone decides the role, so certificates of other issuers work as they are.
+    The path of the identity alone determines the role, so that certificates of other issuers work.
+    Raises ``IdentityError`` unless the leaf has exactly one URI SAN that is a SPIFFE ID of this product, and
+    the extended key usage ``usage``. ``role`` and ``trust_domain`` must match if they are given.
     """
-    proven, usages = _read_leaf(leaf)
-    identity, reason = proven.identity, Reason.WRONG_ROLE
+    verified, usages = _read_leaf(leaf)
+    identity, reason = verified.identity, Reason.WRONG_ROLE
     if trust_domain and identity.trust_domain != trust_domain:
         reason, why = Reason.WRONG_TRUST_DOMAIN, f"is from another trust domain than {trust_domain}"
     elif role is not None and identity.role is not role:
@@ -135,12 +135,12 @@ def proven_leaf(
     elif usage.value not in usages:
         why = f"is not for TLS {usage.name.lower()} use"
     else:
-        return proven
-    raise IdentityError(reason, f"the certificate of {identity} {why}", identity, proven.serial)
+        return verified
+    raise IdentityError(reason, f"the certificate of {identity} {why}", identity, verified.serial)
 
 
 def describe(certificate: bytes) -> Description:
-    """What a certificate (PEM or DER; the first of a chain) says. Raises ``ValueError``."""
+    """Return the contents of a certificate (PEM or DER; the first of a chain). Raises ``ValueError``."""
     try:
         return _describe(load_certificate(certificate))
     except UNREADABLE as error:
@@ -162,7 +162,10 @@ def _describe(loaded: x509.Certificate) -> Description:
 
 
 def facts_of(leaf: bytes) -> CertificateFacts:
-    """What is written down of an issued leaf (PEM or DER). Raises ``ValueError`` if it names no identity."""
+    """Return the facts about an issued leaf (PEM or DER) for the store.
+
+    Raises ``ValueError`` if the leaf has no identity or cannot be read.
+    """
     try:
         loaded = load_certificate(leaf)
         return CertificateFacts(
@@ -177,7 +180,7 @@ def facts_of(leaf: bytes) -> CertificateFacts:
 
 
 def pin_of(certificate: bytes) -> bytes:
-    """SHA-256 of a certificate's SubjectPublicKeyInfo: what a join token pins of a root. 32 bytes.
+    """Return the SHA-256 of a certificate's SubjectPublicKeyInfo, 32 bytes. A join token has it as root pin.
 
     Raises ``ValueError``.
     """
@@ -190,9 +193,9 @@ def pin_of(certificate: bytes) -> bytes:
 def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
     """Whether each certificate of a chain (leaf first) is signed by the next, and the last by ``root``.
 
-    Of signatures and names alone: dates and usages are TLS's to check. Raises ``ValueError``.
+    This checks signatures and names only, because TLS checks dates and usages. Raises ``ValueError``.
     """
-    loaded = [load_certificate(one) for one in (*chain, root)]
+    loaded = [load_certificate(certificate) for certificate in (*chain, root)]
     try:
         for subject, issuer in itertools.pairwise(loaded):
             subject.verify_directly_issued_by(issuer)
@@ -202,7 +205,7 @@ def is_signed_by(chain: Sequence[bytes], root: bytes) -> bool:
 
 
 def key_fits(credential: Credential) -> bool:
-    """Whether the private key is the certificate's. Raises ``ValueError`` if either cannot be read."""
+    """Whether the private key belongs to the certificate. Raises ``ValueError`` if one cannot be read."""
     return (
         load_certificate(credential.certificate_pem).public_key()
         == load_signing_key(credential.key_pem).public_key()
@@ -210,7 +213,7 @@ def key_fits(credential: Credential) -> bool:
 
 
 def key_identifier_of(authority: bytes) -> bytes:
-    """How the leaves of an authority's certificate name its key; empty if it has no name for it."""
+    """Return the identifier by which leaves name an authority's key; empty if the certificate has none."""
     try:
         extensions = load_certificate(authority).extensions
         return extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
@@ -219,7 +222,7 @@ def key_identifier_of(authority: bytes) -> bytes:
 
 
 def public_key_of(certificate: bytes) -> bytes:
-    """A certificate's SubjectPublicKeyInfo, DER."""
+    """Return a certificate's SubjectPublicKeyInfo, DER."""
     return _public_key(load_certificate(certificate))
 
 
@@ -247,14 +250,14 @@ def _read_leaf(leaf: bytes) -> tuple[VerifiedCertificate, frozenset[x509.ObjectI
 
 
 def load_certificate(certificate: bytes) -> x509.Certificate:
-    """The library's own value, for the modules that know it; PEM (the first of a chain) or DER."""
+    """Load a certificate (PEM, the first of a chain, or DER) as the library's value."""
     if certificate.lstrip()[:11] == b"-----BEGIN ":
         return x509.load_pem_x509_certificate(certificate)
     return x509.load_der_x509_certificate(certificate)
 
 
 def load_signing_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    """Likewise for a private key. Raises ``ValueError``."""
+    """Load a private key as the library's value. Raises ``ValueError``."""
     key = serialization.load_pem_private_key(pem, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("the key is not an elliptic curve key")
@@ -262,7 +265,7 @@ def load_signing_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def is_private_key(pem: bytes) -> bool:
-    """Whether ``pem`` is an unencrypted private key, of whatever kind."""
+    """Whether ``pem`` is an unencrypted private key of any kind."""
     try:
         serialization.load_pem_private_key(pem, password=None)
     except (*UNREADABLE, TypeError):

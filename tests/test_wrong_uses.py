@@ -59,8 +59,8 @@ FRESH = [
     Wrong("qanat-server cert list", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server backup {here}/b", "make a server: qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server issue node edge1", "make a server: qanat-server init --name tunnel.example.com"),
-    Wrong("qanat-server init", "Missing option '--name'. Say how agents and users reach this server: "
-          "qanat-server init --name tunnel.example.com"),
+    Wrong("qanat-server init", "Missing option '--name'. Name the address of this server for agents and users"
+          ": qanat-server init --name tunnel.example.com"),
     Wrong("qanat-server init --name 'a b'", "--name takes a DNS name or an address"),
     Wrong("qanat-agent run", f"node.pem; {JOIN}"),
     Wrong("qanat-agent renew", f"node.pem; {JOIN}"),
@@ -75,11 +75,11 @@ FRESH = [
           "echo TOKEN | qanat-agent join SERVER --config {here}/x.toml", 1),
     Wrong("qanat-agent run --bundle {here}/x.pem", "--bundle: there is no bundle at {here}/x.pem; join a"),
     Wrong("qanat nodes", "there is neither a bundle at {here}/config/qanat/user.pem nor a server's admin"
-          " socket ({here}/data/qanat/admin.sock). Make a bundle on the server, `qanat-server issue user"),
-    Wrong("qanat forward edge1 22", "nor a server's connect socket ({here}/data/qanat/connect.sock). Make a"),
-    Wrong("qanat connect edge1 22", "nor a server's connect socket ({here}/data/qanat/connect.sock). Make a"),
+          " socket ({here}/data/qanat/admin.sock). Create a bundle on the server, `qanat-server issue user"),
+    Wrong("qanat forward edge1 22", "nor a server's connect socket ({here}/data/qanat/connect.sock). Create"),
+    Wrong("qanat connect edge1 22", "nor a server's connect socket ({here}/data/qanat/connect.sock). Create"),
     Wrong("qanat --bundle {here}/x.pem nodes",
-          "there is no bundle at {here}/x.pem; make one on the server, `qanat-server issue user NAME`"),
+          "there is no bundle at {here}/x.pem; create one on the server, `qanat-server issue user NAME`"),
 ]  # fmt: skip
 
 # Names come first: nothing else is read before they are good.
@@ -132,11 +132,11 @@ MADE = [
           "a server is set up in {here}/server already; start it: "
           "qanat-server run --config {here}/server/server.toml"),
     Wrong("qanat-server init --name localhost --data-dir {here}/server --config {here}/x.toml",
-          "already, and {here}/x.toml is not its configuration: choose another place with --data-dir"),
+          "already, and {here}/x.toml is not its configuration: choose another folder with --data-dir"),
     Wrong("qanat-server token create --config {here}/server/server.toml",
           "give node or match (--node NAME, --match PATTERN), for example: qanat-server token create --node"),
     Wrong("qanat-server service status --config {here}/x.toml",
-          "make a server first: qanat-server init --name tunnel.example.com --config {here}/x.toml", 1),
+          "create a server first: qanat-server init --name tunnel.example.com --config {here}/x.toml", 1),
     Wrong("qanat-server issue node edge1 --out {here}/kim.pem --config {here}/server/server.toml",
           "these exist: {here}/kim.pem; move them away, or choose another place"),
     Wrong("qanat-server backup {here}/kim.pem --config {here}/server/server.toml", "{here}/kim.pem exists"),
@@ -247,7 +247,7 @@ def test_an_own_server_is_no_service(here: Path) -> None:
     own.parent.mkdir(parents=True)
     own.touch()
     result = typed("qanat-server service status")
-    assert (result.exit_code, f"the server of {own} is this user's own" in result.output) == (1, True)
+    assert (result.exit_code, f"the server of {own} belongs to this user" in result.output) == (1, True)
     assert "as root: sudo qanat-server init --name" in result.output
 
 
@@ -334,7 +334,7 @@ async def test_servers_are_told_what_is_taken(made: Path, tmp_path: Path) -> Non
     async with running(command) as first:
         ready = await first.line("ready")
         held = f"is in use by process {first.process.pid}: a running server, or another command; "
-        await assert_refused(command, held + "one data folder is for one server: stop that process first")
+        await assert_refused(command, held + "only one server may use a data folder: stop that process first")
         ports = {name: int(ready[name].rpartition(":")[2]) for name in LISTENERS}
         for name in ("ops", "agents", "https"):
             await assert_refused(serving(tmp_path / "second", ports), f":{ports[name]}'` shows which")

@@ -1,1 +1,1 @@
-"""The qanat command: what a person uses. Imports neither grpc nor epoll."""
+"""The ``qanat`` command. Imports neither grpc nor epoll."""

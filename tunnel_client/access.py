@@ -1,4 +1,4 @@
-"""How this person gets in: a bundle, or else the sockets of a server on this machine."""
+"""Access of the user to a server: by a bundle, or by the sockets of a server on this machine."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from tunnel_core.config import paths
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The entrances that can be reached; None where there is no way to one."""
+    """Dialers of the reachable entrances. None stands for an entrance that cannot be reached."""
 
     api: Dialer | None
     connect: Dialer | None
 
     def need_api(self) -> Dialer:
-        return self.api or _no_way(f"a server's admin socket ({paths.admin_socket()})")
+        """Return the dialer of the API. Raises ``CommandError`` without one."""
+        return self.api or _no_access(f"a server's admin socket ({paths.admin_socket()})")
 
     def need_connect(self) -> Dialer:
-        return self.connect or _no_way(f"a server's connect socket ({paths.connect_socket()})")
+        """Return the dialer of the ``connect`` entrance. Raises ``CommandError`` without one."""
+        return self.connect or _no_access(f"a server's connect socket ({paths.connect_socket()})")
 
 
 def find_access(option: Path | None, environ: Mapping[str, str] = os.environ) -> Access:
-    """By ``--bundle``, ``QANAT_BUNDLE``, the config folder's bundle, then local sockets.
+    """Find the access by ``--bundle``, ``QANAT_BUNDLE``, the config folder's bundle, or local sockets.
 
-    Raises ``CommandError`` for a bundle that was found and cannot be used: another is not tried.
+    Raises ``CommandError`` for a bundle that exists and is not usable. The next choice is not tried then.
     """
     path = paths.find_user_bundle(option, environ)
     if path is not None:
@@ -42,7 +44,7 @@ def find_access(option: Path | None, environ: Mapping[str, str] = os.environ) ->
 
 
 def own_bundle(option: Path | None, environ: Mapping[str, str] = os.environ) -> Bundle | None:
-    """The bundle that ``find_access`` takes; None if the way in is a socket. Raises ``CommandError``."""
+    """Return the bundle that ``find_access`` uses, None if it uses a socket. Raises ``CommandError``."""
     path = paths.find_user_bundle(option, environ)
     return None if path is None else _read(path)
 
@@ -59,7 +61,7 @@ def _bundle_dialer(path: Path) -> Dialer:
     try:
         context = client_context(bundle, path)
     except ssl.SSLError as error:
-        message = f"{path}: its key and certificates do not fit together: {error.reason or error}"
+        message = f"{path}: its key and certificates do not match: {error.reason or error}"
         raise CommandError(ExitCode.USAGE, message) from None
     if not bundle.https:
         raise CommandError(ExitCode.USAGE, f"{path} names no server in its line 'Https:'")
@@ -68,7 +70,7 @@ def _bundle_dialer(path: Path) -> Dialer:
 
 def _next_step_for(path: Path, cause: BaseException | None) -> str:
     if isinstance(cause, FileNotFoundError) and paths.is_absent(path):
-        return "; make one on the server, `qanat-server issue user NAME`, and bring its file to this machine"
+        return "; create one on the server, `qanat-server issue user NAME`, and copy its file to this machine"
     hint = paths.rights_hint(cause) if isinstance(cause, OSError) else ""
     return f"; {hint}" if hint else ""
 
@@ -77,20 +79,20 @@ def _unix(path: Path | None) -> Dialer | None:
     return UnixDialer(path) if path else None
 
 
-def _no_way(socket: str) -> Dialer:
-    """Raise ``CommandError`` with the places that were tried, and the step that is missing here."""
-    looked = f"no way in: there is neither a bundle at {paths.user_bundle_file()} nor {socket}"
-    raise CommandError(ExitCode.USAGE, f"{looked}. {_next_step()}")
+def _no_access(socket: str) -> Dialer:
+    """Raise ``CommandError`` with the places that were tried, and the next step."""
+    tried = f"no access to a server: there is neither a bundle at {paths.user_bundle_file()} nor {socket}"
+    raise CommandError(ExitCode.USAGE, f"{tried}. {_next_step()}")
 
 
 def _next_step() -> str:
-    make = "Make a bundle on the server, `qanat-server issue user NAME`"
+    issue = "Create a bundle on the server, `qanat-server issue user NAME`"
     if bundle := paths.bundle_of_invoker():
-        return f"You are root now; your own bundle is named by --bundle {shlex.quote(str(bundle))}"
+        return f"You are root now; to use your own bundle, add --bundle {shlex.quote(str(bundle))}"
     if paths.find_admin_socket() is not None:
-        return f"{make}, or set [connect.unix] path in the server's configuration"
+        return f"{issue}, or set [connect.unix] path in the server's configuration"
     if paths.exists(paths.server_config_file()):
         return "A server is set up on this machine; is it running? qanat-server run"
-    if others := paths.config_of_root(paths.server_config_file()):
-        return f"If you mean the server of this machine ({others}), run this as root, with sudo. {make}"
-    return f"{make}, bring its file here, and name it with --bundle or {paths.BUNDLE_VARIABLE}"
+    if root_config := paths.config_of_root(paths.server_config_file()):
+        return f"If you mean the server of this machine ({root_config}), run this as root, with sudo. {issue}"
+    return f"{issue}, copy its file here, and name it with --bundle or {paths.BUNDLE_VARIABLE}"

@@ -1,4 +1,4 @@
-"""Questions to the server's API, and what its refusals mean."""
+"""Requests to the server's API."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tunnel_core.reasons import Reason, Refused
 _ANSWER_SECONDS = 15.0
 _NODES_AT_ONCE = 1000
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""A node takes about 400 bytes: enough for a fleet far beyond one server."""
+"""Bound for one answer. A node takes about 400 bytes, so a fleet far beyond one server fits."""
 
 
 async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
-    """The JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``.
+    """Return the JSON object at ``/api/v1/<page>``. Raises ``Refused`` or ``ServerUnreachable``.
 
-    ``wait_seconds`` is how long the server was asked to hold the answer back.
+    ``wait_seconds`` is the time for which the request lets the server delay the answer.
     """
     seconds = _ANSWER_SECONDS + wait_seconds
     stream = await dialer.dial()
@@ -32,15 +32,15 @@ async def ask(dialer: Dialer, page: str, *, wait_seconds: float = 0.0) -> dict[s
     except trio.TooSlowError:
         raise ServerUnreachable(f"{dialer.name} did not answer within {seconds:g} s") from None
     except trio.BrokenResourceError as error:
-        raise broken_off(dialer.name, error) from None
+        raise broken_connection(dialer.name, error) from None
     finally:
         await trio.aclose_forcefully(stream)
 
 
 async def ask_nodes(dialer: Dialer) -> dict[str, Any]:
-    """Return the page of all nodes, from as many answers as the server makes of it. Raises as ``ask``.
+    """Return all nodes, from as many pages as the server sends. Raises as ``ask``.
 
-    An older server knows no pages of a list, and answers with everything at once.
+    An older server has no pages of a list, and sends everything at once.
     """
     whole, after, asked = dict[str, Any](), "", set[str]()
     while True:
@@ -64,13 +64,13 @@ async def _ask(stream: trio.abc.Stream, name: str, page: str) -> dict[str, Any]:
     return page_of(response, body, name)
 
 
-def broken_off(name: str, error: trio.BrokenResourceError) -> Refused | ServerUnreachable:
-    """What a connection that broke before the answer means.
+def broken_connection(name: str, error: trio.BrokenResourceError) -> Refused | ServerUnreachable:
+    """Return the error for a connection that broke before the answer.
 
-    In TLS 1.3 the client is ready before the server has looked at its certificate, so a refused
-    certificate shows only here, as an alert.
+    In TLS 1.3 the client finishes its handshake before the server checks the client's certificate. So a
+    refused certificate appears only here, as an alert.
     """
     if "certificate" in str(error) or "unknown ca" in str(error):
         cure = "ask for a new bundle: `qanat-server issue user NAME`"
         return Refused(Reason.UNAUTHENTICATED, f"{name} refused the bundle's certificate: {error}; {cure}")
-    return ServerUnreachable(f"{name} broke off the connection: {error}")
+    return ServerUnreachable(f"{name} broke the connection: {error}")

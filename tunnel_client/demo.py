@@ -1,4 +1,4 @@
-"""A server and an agent as real processes in a temporary folder, with fresh certificates, to try."""
+"""Demo: a server and an agent as real processes in a temporary folder, with fresh certificates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tunnel_core.names import Target
 
 NODE = "demo"
 _START_SECONDS = 20.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _STOP_SECONDS = 10.0
 _DIAL_SECONDS = 5.0
 _PREFIX = "qanat-demo-"
 _LEFT_BEHIND_SECONDS = 60.0
-"""Age of a folder without an owner; a younger one may be about to get its lock."""
+"""Minimum age of a folder that is removed. A younger folder may not have its lock yet."""
 _FIRST_PORT, _PORTS = 20_000, 10_000
 _MAX_PORT_TRIES = 1000
 _ROLES = ("agents", "https", "web", "ops", "agent_ops")
@@ -41,7 +41,7 @@ _ROLES = ("agents", "https", "web", "ops", "agent_ops")
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A running demo. ``service`` is what the web entrance shows."""
+    """A running demo. ``service`` is the name of the service that the web entrance shows."""
 
     folder: Path
     ports: dict[str, int]
@@ -58,26 +58,26 @@ class Demo:
 
     @property
     def host(self) -> str:
-        """What the web entrance is asked for, in the Host header."""
+        """``Host`` header of requests to the web entrance."""
         return self.url.split("/")[2]
 
     def curl(self) -> list[str]:
-        """A CONNECT through the server with curl, as any proxy-aware program does it."""
+        """Return a curl command that sends a CONNECT through the server."""
         proxy = ["--proxy", f"https://localhost:{self.ports['https']}", "--proxy-cacert", str(self.bundle)]
         return ["curl", "-sp", *proxy, "--proxy-cert", str(self.bundle), f"http://{self.service}.{NODE}/"]
 
     def commands(self) -> list[list[str]]:
-        """Three commands to paste."""
+        """Return three commands for the user to paste."""
         qanat = ["qanat" if shutil.which("qanat") else _script("qanat"), "--bundle", str(self.bundle)]
         return [self.curl(), [*qanat, "forward", NODE, self.service], [*qanat, "nodes"]]
 
 
 @asynccontextmanager
-async def running_demo(target: Target | None, hurry: trio.Event) -> AsyncIterator[Demo]:
-    """Starts both programs and waits until the node is attached; ends them and removes the folder.
+async def running_demo(target: Target | None, kill_now: trio.Event) -> AsyncIterator[Demo]:
+    """Start both programs, and wait until the node is attached. Afterwards end them and remove the folder.
 
-    ``target``: what to publish; None for the agent's own status page. ``hurry``: once it is set, the
-    programs are killed where they would have been waited for. Raises ``CommandError``.
+    ``target`` is the target to publish, or None for the agent's own status page. When ``kill_now`` is set,
+    the programs are killed without waiting for their end. Raises ``CommandError``.
     """
     remove_left_behind(Path(tempfile.gettempdir()))
     with _folder() as folder, _guard(folder) as guard:
@@ -86,7 +86,7 @@ async def running_demo(target: Target | None, hurry: trio.Event) -> AsyncIterato
         demo = Demo(folder, ports, "web" if target else "status", shown)
         await _prepare(demo, publish=target)
         async with trio.open_nursery() as nursery:
-            run = partial(_run_program, guard=guard, hurry=hurry)
+            run = partial(_run_program, guard=guard, kill_now=kill_now)
             await nursery.start(run, _server(demo, "run"), folder / "server.log")
             await nursery.start(run, _agent(demo), folder / "agent.log")
             await _wait_ready(demo)
@@ -95,7 +95,7 @@ async def running_demo(target: Target | None, hurry: trio.Event) -> AsyncIterato
 
 
 async def check_target(target: Target) -> None:
-    """Dial what the demo is to publish, before anything is started. Raises ``CommandError``."""
+    """Dial the target before the demo starts. Raises ``CommandError`` if the dial fails."""
     try:
         with trio.fail_after(_DIAL_SECONDS):
             if target.unix_path:
@@ -113,7 +113,10 @@ async def check_target(target: Target) -> None:
 
 
 def _why_not_dialled(error: OSError | ValueError) -> str:
-    """trio raises one ``OSError`` for all addresses of a name, caused by those of each address."""
+    """Return the cause of a failed dial.
+
+    trio raises one ``OSError`` for all addresses of a name. Its cause has the error of each address.
+    """
     if isinstance(error, socket.gaierror):
         return f"the name cannot be resolved: {error.strerror}"
     inner: BaseException = error.__cause__ or error
@@ -123,13 +126,13 @@ def _why_not_dialled(error: OSError | ValueError) -> str:
     if number == errno.ECONNREFUSED:
         return "the connection is refused: nothing listens there; start it first"
     if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return f"it is unreachable: {os.strerror(number)}"
+        return f"the host is unreachable: {os.strerror(number)}"
     return str(getattr(inner, "strerror", None) or inner)
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A folder that is locked as long as this process lives. Keys are in it: this user alone may enter."""
+    """Create a folder that is locked while this process lives. It has keys, so only this user may enter."""
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -140,7 +143,7 @@ def _folder() -> Iterator[Path]:
 
 
 def remove_left_behind(place: Path) -> None:
-    """Remove the folders of this user's demos that are gone; one that is locked belongs to a living demo."""
+    """Remove the folders of this user's demos that have ended. A running demo has a lock on its folder."""
     for folder in place.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.lstat()
@@ -150,7 +153,7 @@ def remove_left_behind(place: Path) -> None:
 
 
 def _is_unlocked(folder: Path) -> bool:
-    """Raises ``OSError`` for what is no folder."""
+    """Whether the folder has no lock. Raises ``OSError`` if ``folder`` is not a folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +168,7 @@ def _is_unlocked(folder: Path) -> bool:
 def _guard(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a process that cleans up if this one is killed."""
     command = [sys.executable, "-P", "-m", "tunnel_client.demo_guard", str(folder)]
-    # The guard gets no output: an inherited pipe would stay open after the demo, and its reader would wait.
+    # The guard must not inherit a pipe as output, because the pipe would stay open after the demo.
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(  # noqa: S603 - our own
         command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, text=True, start_new_session=True
@@ -173,31 +176,31 @@ def _guard(folder: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield guard
         finally:
-            _tell(guard, DONE)
+            _send_line(guard, DONE)
 
 
-def _tell(guard: subprocess.Popen[str], line: str) -> None:
+def _send_line(guard: subprocess.Popen[str], line: str) -> None:
     assert guard.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it was killed: then there is no guard
+    with contextlib.suppress(BrokenPipeError):  # The guard was killed.
         guard.stdin.write(f"{line}\n")
         guard.stdin.flush()
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all are held until the last is known, so none comes twice.
+    """Return ports that are free now. All are held until the last one is found, so that they differ.
 
-    They lie below those that Linux and macOS give to whatever asks for any port, for a connection too.
+    They are below the range from which Linux and macOS choose ports for connections.
     """
     held: list[socket.socket] = []
     for _ in range(_MAX_PORT_TRIES):
-        with contextlib.suppress(OSError):  # taken
+        with contextlib.suppress(OSError):  # The port is in use.
             port = _FIRST_PORT + secrets.randbelow(_PORTS)
             held.append(socket.create_server(("127.0.0.1", port)))
         if len(held) == count:
             break
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
+    ports = [listener.getsockname()[1] for listener in held]
+    for listener in held:
+        listener.close()
     if len(ports) < count:
         last = _FIRST_PORT + _PORTS - 1
         raise CommandError(ExitCode.FAILED, f"no free ports on 127.0.0.1 between {_FIRST_PORT} and {last}")
@@ -232,10 +235,10 @@ def _agent(demo: Demo) -> list[str]:
 
 
 def _script(name: str) -> str:
-    """The program that was installed beside this Python."""
+    """Return the program that is installed beside this Python. Raises ``CommandError``."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        message = f"{name} is not installed beside this program; install Qanat anew"
+        message = f"{name} is not installed beside this program; install Qanat again"
         raise CommandError(ExitCode.FAILED, message)
     return found
 
@@ -252,25 +255,28 @@ async def _run_program(
     log: Path,
     *,
     guard: subprocess.Popen[str],
-    hurry: trio.Event,
+    kill_now: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs until cancelled, and then ends it as an operator would: SIGTERM, and in the end SIGKILL."""
+    """Run a program until cancelled, and then end it with SIGTERM, and after 10 s with SIGKILL.
+
+    Raises ``CommandError`` with the end of its log if the program ends by itself.
+    """
     with log.open("wb") as output:
         process = await trio.lowlevel.open_process(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own: Ctrl-C is for us, who then end both programs in their order.
+            # In a separate group the program gets no Ctrl-C. This process ends both programs in order.
             process_group=0,
         )
         try:
-            _tell(guard, str(process.pid))
+            _send_line(guard, str(process.pid))
             task_status.started()
             await process.wait()
         finally:
-            await _end(process, hurry)
+            await _end(process, kill_now)
     raise _failure(f"{Path(command[0]).name} ended:", log)
 
 
@@ -279,40 +285,40 @@ def _failure(what: str, log: Path) -> CommandError:
     return CommandError(ExitCode.FAILED, "\n".join([what, *tail]))
 
 
-async def _end(process: trio.Process, hurry: trio.Event) -> None:
+async def _end(process: trio.Process, kill_now: trio.Event) -> None:
     with trio.CancelScope(shield=True):
         if process.poll() is None:
             process.terminate()
         with trio.move_on_after(_STOP_SECONDS):
-            await _wait_either(process, hurry)
+            await _wait_either(process, kill_now)
         if process.poll() is None:
             process.kill()
             await process.wait()
 
 
-async def _wait_either(process: trio.Process, hurry: trio.Event) -> None:
+async def _wait_either(process: trio.Process, kill_now: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
 
-        async def wait_hurry() -> None:
-            await hurry.wait()
+        async def wait_kill_now() -> None:
+            await kill_now.wait()
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(wait_hurry)
+        nursery.start_soon(wait_kill_now)
         await process.wait()
         nursery.cancel_scope.cancel()
 
 
 async def _wait_ready(demo: Demo) -> None:
-    """Ready is the agent's word: it is attached."""
+    """Wait until the agent reports that it is attached. Raises ``CommandError`` after 20 s."""
     with trio.move_on_after(_START_SECONDS):
         while await _status(demo.ports["agent_ops"], "/readyz") != 200:  # noqa: ASYNC110 - another process
-            await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(_POLL_SECONDS)
         return
     raise _failure("the agent did not attach:", demo.folder / "agent.log")
 
 
 async def _status(port: int, path: str, host: str = "localhost") -> int:
-    """The status of a GET on loopback; 0 if nobody answers."""
+    """Return the status of a GET on loopback, or 0 without an answer."""
     try:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             return await _get(stream, path, host)
@@ -333,7 +339,7 @@ async def _get(stream: trio.abc.Stream, path: str, host: str) -> int:
 
 
 async def check_demo(demo: Demo) -> list[tuple[str, bool]]:
-    """Tries the demo's own promises through the tunnel: what was tried, and whether it worked."""
+    """Check the demo through the tunnel. Return the name of each check, and whether it succeeded."""
     status = await _status(demo.ports["web"], "/", demo.host)
     nodes = await _exit_code([*demo.commands()[2], "--json"])
     results = [

@@ -20,34 +20,34 @@ from tunnel_core.streams.tls import TlsStream
 from tunnel_core.streams.tls_errors import is_end_of_file
 
 _DIAL_SECONDS = 10.0
-"""For each address, TLS handshake included."""
+"""Time for one address, including the TLS handshake."""
 _BUSY_SECONDS = 15.0
-"""How long a server that reports too many connections is asked again."""
+"""Time for which the client retries a server that reports too many connections."""
 _RESET_SECONDS = 3.0
-"""The same for one that resets handshakes: older servers do so when they have too many."""
+"""Time for which the client retries a server that resets handshakes, as older servers do when busy."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.6
 DIALS_AT_ONCE = 16
-"""Half of the unauthenticated connections that a server allows one address."""
+"""Half of the unauthenticated connections that a server allows to one address."""
 DIALS_ONCE_KNOWN = 64
-"""After the first success: a quarter of what the server allows the address then.
+"""Dials after the first success: a quarter of what the server allows to a known address.
 
-300 connections over a round trip of 100 ms take 4.0 s in place of 5.5 s.
+With 64, 300 connections over a round trip of 100 ms take 4.0 s instead of 5.5 s.
 """
 _TURN_SECONDS = 30.0
 _NO_ANSWER = (
     ". Does the server run, and may this machine connect to that port? On the server: "
     "qanat-server service status, or without a service qanat-server run"
 )
-_NO_NAME = ". Has the name an address yet, in DNS or in this machine's /etc/hosts?"
+_NO_NAME = ". Does the name have an address, in DNS or in this machine's /etc/hosts?"
 _OVERLOADED = "TLSV1_ALERT_INTERNAL_ERROR"
 
 
 class ServerUnreachable(Exception):  # noqa: N818 - named by what happened
-    """The server does not answer, or it is not the one that the bundle trusts."""
+    """The server does not answer, or the bundle does not trust its certificate."""
 
 
 class ServerBusy(ServerUnreachable):
-    """The server closed an unauthenticated connection. Another try within ``seconds`` may succeed."""
+    """The server closed an unauthenticated connection. A retry within ``seconds`` may succeed."""
 
     def __init__(self, sentence: str, seconds: float) -> None:
         super().__init__(sentence)
@@ -55,21 +55,21 @@ class ServerBusy(ServerUnreachable):
 
 
 class Dialer(Protocol):
-    """Opens connections to one entrance of the server. ``name`` stands for it in sentences."""
+    """Opens connections to one entrance of the server. ``name`` names the server in messages."""
 
     @property
     def name(self) -> str: ...
 
     async def dial(self) -> trio.abc.HalfCloseableStream:
-        """A fresh connection. Raises ``ServerUnreachable``."""
+        """Open a new connection. Raises ``ServerUnreachable``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TlsDialer:
-    """Tries the addresses in their order; the first that completes the handshake is taken.
+    """Dial the addresses in order until one completes the TLS handshake.
 
-    A server that is busy is asked again, with growing pauses, for a few seconds.
+    While the server is busy, retry with growing pauses for at most 15 s.
     """
 
     addresses: Sequence[str]
@@ -83,7 +83,7 @@ class TlsDialer:
         began, pause = trio.current_time(), _FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await self._dial_one()
+                return await self._dial_once()
             except ServerBusy as busy:
                 pause_now = pause * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
                 tried = trio.current_time() - began
@@ -92,8 +92,8 @@ class TlsDialer:
             await trio.sleep(pause_now)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _dial_one(self) -> TlsStream:
-        failures, busy_seconds, answered, nameless = [], 0.0, False, list[str]()
+    async def _dial_once(self) -> TlsStream:
+        failures, busy_seconds, answered, unresolved = [], 0.0, False, list[str]()
         for address in self.addresses:
             try:
                 with trio.fail_after(_DIAL_SECONDS):
@@ -102,14 +102,14 @@ class TlsDialer:
                 failures.append(f"{address} did not answer within {_DIAL_SECONDS:g} s")
             except OSError as error:
                 failures.append(f"{address} cannot be reached: {_plain(error)}")
-                nameless += [address] if isinstance(error, socket.gaierror) else []
+                unresolved += [address] if isinstance(error, socket.gaierror) else []
             except trio.BrokenResourceError as error:
-                busy_seconds = max(busy_seconds, _worth_trying_again(error))
+                busy_seconds = max(busy_seconds, _retry_seconds(error))
                 failures.append(f"{address}: {_handshake_failure(error)}")
                 answered = True
         if busy_seconds:
             raise ServerBusy("; ".join(failures), busy_seconds)
-        hint = _NO_NAME if len(nameless) == len(failures) else _NO_ANSWER
+        hint = _NO_NAME if len(unresolved) == len(failures) else _NO_ANSWER
         raise ServerUnreachable("; ".join(failures) + ("" if answered else hint))
 
     async def _dial(self, address: str) -> TlsStream:
@@ -126,7 +126,7 @@ class TlsDialer:
 
 @dataclass(frozen=True, slots=True)
 class UnixDialer:
-    """Who may open the socket file needs no certificate."""
+    """Dial a unix socket. The mode of the socket's file replaces a certificate."""
 
     path: Path
 
@@ -139,7 +139,7 @@ class UnixDialer:
             with trio.fail_after(_DIAL_SECONDS):
                 return await connect_unix(self.path)
         except trio.TooSlowError:
-            raise ServerUnreachable(f"{self.path}: its backlog is full for {_DIAL_SECONDS:g} s") from None
+            raise ServerUnreachable(f"{self.path}: its backlog was full for {_DIAL_SECONDS:g} s") from None
         except OSError as error:
             raise ServerUnreachable(
                 f"{self.path} cannot be opened: {_plain(error)}{_unix_hint(error)}"
@@ -147,10 +147,10 @@ class UnixDialer:
 
 
 class PacedDialer:
-    """Lets ``at_once`` dials run side by side; the others wait for their turn in order of arrival.
+    """Limit the concurrent dials to ``at_once``. Further dials wait in order of arrival.
 
-    A server counts a connection against its source until the handshake is done, so a burst is dialled in
-    small groups. They are larger once a dial has succeeded, because the server knows the address then.
+    A server counts a connection against its source until the handshake is complete. After the first success
+    the server knows the address, and ``once_known`` dials may run.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class PacedDialer:
         return self._dialer.name
 
     async def dial(self) -> trio.abc.HalfCloseableStream:
-        """Raises ``ServerUnreachable`` also if there is no connection within 30 s, turn included."""
+        """Open a connection. Raises ``ServerUnreachable``, also after 30 s including the wait for a turn."""
         with trio.move_on_after(_TURN_SECONDS):
             async with self._turns:
                 stream = await self._dialer.dial()
                 self._widen()
                 return stream
         others = self._turns.statistics().tasks_waiting
-        text = f"{self.name} gave no connection within {_TURN_SECONDS:g} s; {others} others wait here"
+        text = f"no connection to {self.name} within {_TURN_SECONDS:g} s; {others} others wait here"
         raise ServerUnreachable(text)
 
     def _widen(self) -> None:
@@ -182,27 +182,29 @@ class PacedDialer:
 
 
 def client_context(bundle: Bundle, path: Path) -> ssl.SSLContext:
-    """TLS with the bundle's key and roots and no others. Raises ``ssl.SSLError`` if they do not fit."""
+    """Return a TLS context with the bundle's key and roots only. Raises ``ssl.SSLError`` for a mismatch."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=bundle.roots_pem.decode())
-    context.load_cert_chain(path)  # ssl takes keys from files only
+    context.load_cert_chain(path)  # ssl loads keys only from files.
     return context
 
 
 def _plain(error: OSError) -> str:
-    """The causes without trio's wrapping of several attempts."""
+    """Return the causes of ``error``, without the error in which trio wraps several attempts."""
     inner = error.__cause__
     if isinstance(inner, BaseExceptionGroup):
-        return ", ".join(dict.fromkeys(_plain(one) for one in inner.exceptions if isinstance(one, OSError)))
+        return ", ".join(
+            dict.fromkeys(_plain(part) for part in inner.exceptions if isinstance(part, OSError))
+        )
     if isinstance(inner, OSError):
         return _plain(inner)
-    # The plain words of the number: trio has put the address before them.
+    # os.strerror, because trio's own text begins with the address.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
-def _worth_trying_again(error: trio.BrokenResourceError) -> float:
-    """For how many seconds; 0: the failure is one that stays."""
+def _retry_seconds(error: trio.BrokenResourceError) -> float:
+    """Return the seconds for which to retry after ``error``, 0 for a permanent failure."""
     cause = error.__cause__
     is_cut = isinstance(cause, ssl.SSLError) and is_end_of_file(cause)
     if is_cut or isinstance(cause, ConnectionResetError | BrokenPipeError):
@@ -211,13 +213,13 @@ def _worth_trying_again(error: trio.BrokenResourceError) -> float:
 
 
 def _is_overloaded(error: trio.BrokenResourceError) -> bool:
-    """Whether the server sent the alert that stands for too many connections (``declining``)."""
+    """Whether the server sent the alert for too many connections (``declining``)."""
     return isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == _OVERLOADED
 
 
 def _handshake_failure(error: trio.BrokenResourceError) -> str:
     if _is_overloaded(error):
-        return f"the server has too many connections that have yet to say who they are ({error})"
+        return f"the server has too many unauthenticated connections ({error})"
     return f"{error}{_tls_hint(error)}"
 
 
@@ -228,7 +230,7 @@ def _unix_hint(error: OSError) -> str:
 
 
 def _tls_hint(error: trio.BrokenResourceError) -> str:
-    """What a failed handshake may mean, by OpenSSL's number of it (x509_vfy.h)."""
+    """Return a hint for a failed handshake, by OpenSSL's error number (x509_vfy.h)."""
     cause = error.__cause__
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return ""

@@ -1,4 +1,4 @@
-"""Where ``qanat`` begins."""
+"""Entry point of ``qanat``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tunnel_core.runtime.startup import prepare_process
 
 
 def entry_point() -> None:
-    """Runs ``qanat``."""
+    """Run ``qanat``."""
     prepare_process()
     from tunnel_client import main
 

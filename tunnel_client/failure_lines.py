@@ -1,4 +1,4 @@
-"""Report failures of many connections in few lines: one at once for each kind, then counts once a second."""
+"""Report failures of many connections in few lines: the first of a kind at once, then counts each second."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class _Kind:
 
 
 class FailureLines:
-    """``report`` gets each line; it must not block or raise."""
+    """Lines about failed connections. ``report`` is called with each line, and must not block or raise."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._kinds: dict[str, _Kind] = {}
 
     def note(self, kind: str, sentence: str) -> None:
-        """One connection was reset. ``kind`` must come from a bounded set, such as reasons."""
+        """Note a connection that was reset. ``kind`` must come from a bounded set, such as reasons."""
         now = trio.current_time()
         known = self._kinds.get(kind)
         if known is None or (not known.left_out and now - known.reported_at >= _INTERVAL_SECONDS):
@@ -38,7 +38,7 @@ class FailureLines:
         known.last = sentence
 
     def flush(self) -> None:
-        """Reports how many were left out so far, one line for each kind."""
+        """Report the number of failures without a line, one line for each kind."""
         for known in self._kinds.values():
             if known.left_out:
                 more = "1 more connection was" if known.left_out == 1 else f"{known.left_out} more were"
@@ -46,7 +46,7 @@ class FailureLines:
                 known.reported_at, known.left_out = trio.current_time(), 0
 
     async def run(self) -> None:
-        """Flushes once a second until cancelled, and a last time then."""
+        """Flush once a second until cancelled, and once more after cancellation."""
         try:
             while True:
                 await trio.sleep(_INTERVAL_SECONDS)

@@ -1,4 +1,4 @@
-"""``forward``: a local port whose every connection becomes a tunnel to one target of one node."""
+"""``forward``: a local port. Each connection to it becomes a tunnel to one target of one node."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import SocketStream
 
 MAX_CONNECTIONS = 1024
-"""At once, unless told otherwise; each takes two descriptors and some 100 KiB at the server and the agent."""
+"""Default for concurrent connections. Each takes two descriptors, and about 100 KiB at server and agent."""
 _DESCRIPTORS_EACH, _OTHER_DESCRIPTORS = 2, 32
 _BACKLOG = 1024
 _UNREACHABLE = "server_unreachable"
 
 
 def connections_for(descriptors: int, wanted: int) -> int:
-    """How many of ``wanted`` connections a process carries that may have this many descriptors."""
+    """Return the number of connections, at most ``wanted``, for which ``descriptors`` suffice."""
     return max(1, min(wanted, (descriptors - _OTHER_DESCRIPTORS) // _DESCRIPTORS_EACH))
 
 
 async def listen(host: str, port: int) -> trio.SocketListener:
-    """A listener on one address; port 0 lets the kernel choose. Raises ``OSError``."""
+    """Listen on one address. With port 0 the kernel chooses a port. Raises ``OSError``."""
     [(family, kind, protocol, _, address), *_] = await trio.socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     sock = trio.socket.socket(family, kind, protocol)
     try:
-        # Else a restart within a minute finds the port taken by connections that have ended.
+        # Without SO_REUSEADDR a restart within a minute fails, because ended connections still use the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await sock.bind(address)
         sock.listen(_BACKLOG)
@@ -45,13 +45,14 @@ async def listen(host: str, port: int) -> trio.SocketListener:
 async def forward(
     listener: trio.SocketListener,
     dialer: Dialer,
-    wish: TunnelRequest,
+    request: TunnelRequest,
     report: Report,
     max_connections: int = MAX_CONNECTIONS,
 ) -> None:
-    """Serves until cancelled. A connection that fails is reset and reported; others go on.
+    """Serve until cancelled. Cancellation resets all open connections.
 
-    So is one beyond ``max_connections``, at once: one that waits looks like a target that hangs.
+    A connection that fails is reset and reported. A connection above ``max_connections`` is reset at once,
+    because a connection that waits looks like a target that hangs.
     """
     lines, paced, open_now = FailureLines(report), PacedDialer(dialer), 0
 
@@ -67,7 +68,7 @@ async def forward(
             return
         open_now += 1
         try:
-            await forward_one(local, paced, wish, lines)
+            await forward_one(local, paced, request, lines)
         finally:
             open_now -= 1
 
@@ -76,10 +77,12 @@ async def forward(
         await trio.serve_listeners(serve, [listener])
 
 
-async def forward_one(local: SocketStream, dialer: Dialer, wish: TunnelRequest, lines: FailureLines) -> None:
-    """One connection from its accept to its end."""
+async def forward_one(
+    local: SocketStream, dialer: Dialer, request: TunnelRequest, lines: FailureLines
+) -> None:
+    """Serve one accepted connection to its end."""
     try:
-        async with open_tunnel(dialer, wish) as tunnel:
+        async with open_tunnel(dialer, request) as tunnel:
             if tunnel.first_bytes:
                 await local.send_all(tunnel.first_bytes)
             await relay(local, tunnel.stream)
@@ -88,6 +91,6 @@ async def forward_one(local: SocketStream, dialer: Dialer, wish: TunnelRequest, 
     except ServerUnreachable as error:
         lines.note(_UNREACHABLE, str(error))
     except trio.BrokenResourceError:
-        pass  # the local program left before the target's first bytes
+        pass  # The local program closed its connection before the target's first bytes.
     finally:
         local.abort()

@@ -1,4 +1,4 @@
-"""``qanat``: the command line of people who use the tunnel. Runs wherever Python does, without gRPC."""
+"""``qanat``: the command line for users of the tunnel. It runs wherever Python runs, without gRPC."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _COMMANDS = {
 
 
 @click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to come in with.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle with your certificate.")
 @click.version_option(package_name="qanat", prog_name="qanat")
 def main(bundle: Path | None) -> None:
     """Reach nodes behind NAT through a Qanat server.
 
-    The way in is the bundle that --bundle or QANAT_BUNDLE names, else the one in your config folder,
-    else the sockets of a server on this machine.
+    It uses the bundle that --bundle or QANAT_BUNDLE names, else the bundle in your config folder, else
+    the sockets of a server on this machine.
 
     \b
     Examples:
@@ -47,5 +47,5 @@ def main(bundle: Path | None) -> None:
 
 
 def entry_point() -> None:
-    """Runs ``qanat``."""
+    """Run ``qanat``."""
     main(prog_name="qanat")

@@ -1,4 +1,4 @@
-"""Read the server's JSON about nodes. A server of another version may send fewer fields, or others."""
+"""Readers of the server's JSON about nodes. A server of another version may send fewer or other fields."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SERVICES = Table(("node", "service", "protocol", "state", "target"))
 
 
 def category_of(node: Item) -> StateCategory | None:
-    """Return what a request to the node meets; None if this version does not know the server's words."""
-    told = node.get("category")
-    if isinstance(told, str) and told in {category.value for category in StateCategory}:
-        return StateCategory(told)
+    """Return the category of the node's state, or None if this version does not know the server's word."""
+    word = node.get("category")
+    if isinstance(word, str) and word in {category.value for category in StateCategory}:
+        return StateCategory(word)
     return category_of_word(node.get("state"))
 
 
 async def ask_node(dialer: Dialer, name: str) -> dict[str, Any]:
     """Return ``node``, ``streams`` and ``events`` of one node, by name or alias.
 
-    An older server is asked for all nodes, and answers with less. Raises ``Refused`` with
-    ``UNKNOWN_NODE``, or what ``ask`` raises.
+    An older server has no page for one node. Then the answer comes from the page of all nodes, with fewer
+    fields. Raises ``Refused`` with ``UNKNOWN_NODE``, and the errors of ``ask``.
     """
     try:
         return await ask(dialer, f"nodes/{quote(name, safe='')}")
@@ -47,7 +47,7 @@ async def ask_node(dialer: Dialer, name: str) -> dict[str, Any]:
 
 
 def _named(answer: Item, name: str) -> Item:
-    """The node of this name, else of this alias; the server itself refuses what is both."""
+    """Return the node with this name, or else with this alias. The server prevents a name that is both."""
     for key in ("name", "alias"):
         for node in items_of(answer, "nodes"):
             if node.get(key) == name:
@@ -56,7 +56,7 @@ def _named(answer: Item, name: str) -> Item:
 
 
 async def ask_if_there(dialer: Dialer, page: str) -> dict[str, Any]:
-    """Return the page, or nothing from a server that does not have it."""
+    """Return the page, or an empty object if the server does not have it. Raises as ``ask``."""
     try:
         return await ask(dialer, page)
     except Refused as refused:
@@ -66,24 +66,27 @@ async def ask_if_there(dialer: Dialer, page: str) -> dict[str, Any]:
 
 
 def items_of(answer: Item, key: str) -> list[Item]:
-    """The list on a page; what another version may have put there reads as nothing."""
+    """Return the objects in a list of ``answer``, or none if the value is not a list."""
     items = answer.get(key)
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def text_of(item: Item, key: str) -> str:
+    """Return a field as text, empty if it is missing."""
     value = item.get(key)
     return "" if value is None else str(value)
 
 
 def node_row(node: Item) -> Row:
+    """Return the row of a node in the table ``NODES``."""
     return (
         text_of(node, "name"),
         state_of(node),
         words.milliseconds(node.get("round_trip_ms")),
         text_of(node, "streams"),
         ", ".join(
-            f"{text_of(one, 'name')} ({text_of(one, 'protocol')})" for one in items_of(node, "services")
+            f"{text_of(service, 'name')} ({text_of(service, 'protocol')})"
+            for service in items_of(node, "services")
         ),
         text_of(node, "alias"),
         text_of(node, "address"),
@@ -92,23 +95,24 @@ def node_row(node: Item) -> Row:
 
 
 def state_of(node: Item) -> str:
-    """``attached 3m``, ``degraded, silent 9s``, ``grace 9s carrier_lost``, ``gone 2h ping_timeout``."""
+    """Return the state in words: ``attached 3m``, ``degraded, silent 9s``, ``gone 2h ping_timeout``."""
     match node.get("state"):
         case "degraded":
-            told = ["degraded, silent", words.duration(node.get("silent_seconds"))]
+            parts = ["degraded, silent", words.duration(node.get("silent_seconds"))]
         case "gone" if node.get("last_seen", "") is None:
-            told = ["never attached"]
+            parts = ["never attached"]
         case _:
             duration = words.duration(node.get("seconds"))
-            told = [text_of(node, "state"), duration, text_of(node, "last_reason")]
+            parts = [text_of(node, "state"), duration, text_of(node, "last_reason")]
     if node.get("revoked") and node.get("last_reason") != "revoked":
-        told.append("revoked")
+        parts.append("revoked")
     if node.get("duplicate"):
-        told.append("duplicate")
-    return " ".join(filter(None, told))
+        parts.append("duplicate")
+    return " ".join(filter(None, parts))
 
 
 def stream_row(stream: Item) -> Row:
+    """Return the row of a stream in the table ``STREAMS``."""
     return (
         *(text_of(stream, key) for key in ("id", "node", "user")),
         words.duration(stream.get("age_seconds")),
@@ -119,16 +123,18 @@ def stream_row(stream: Item) -> Row:
 
 
 def service_rows(node: Item) -> list[Row]:
+    """Return the rows of a node's services in the table ``SERVICES``."""
     return [
         (
             text_of(node, "name"),
-            *(text_of(one, key) for key in ("name", "protocol")),
+            *(text_of(service, key) for key in ("name", "protocol")),
             state_of(node),
-            text_of(one, "target"),
+            text_of(service, "target"),
         )
-        for one in items_of(node, "services")
+        for service in items_of(node, "services")
     ]
 
 
 def traffic_of(item: Item) -> tuple[str, str]:
+    """Return the received and sent bytes in readable form."""
     return words.size(item.get("bytes_in")), words.size(item.get("bytes_out"))

@@ -1,4 +1,4 @@
-"""One node in full, as lines for people."""
+"""One node in full, as lines of text."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _OF_ONE_NODE = Table(("time", "event", "reason", "detail"))
 
 
 def event_row(event: Item) -> Row:
+    """Return the row of an event in the table ``EVENTS``."""
     texts = (text_of(event, key) for key in ("node", "kind", "reason", "detail"))
     return (moment_of(event.get("at")), *texts)
 
 
 def lines_of_node(answer: Item, *, wide: bool = False) -> list[str]:
-    """Return the lines for what ``node_facts.ask_node`` returns; facts that are missing are left out."""
+    """Return the lines for an answer of ``node_facts.ask_node``, without missing facts."""
     node = answer.get("node")
     node = node if isinstance(node, dict) else {}
     lines = facts_of(_facts(node), 12, None if wide else line_width())

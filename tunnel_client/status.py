@@ -1,7 +1,6 @@
-"""The page of ``qanat status``: the server, the user's own certificate, and warnings with their cures.
+"""Page of ``qanat status``: the server, the user's certificate, and warnings with cures. No I/O.
 
-No I/O: from answers of the server to lines and JSON. An older server has no such page; then the page is made
-from its other pages, as far as these go.
+An older server has no status page. Then this page comes from its other pages, with fewer facts.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ _MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """The certificate of the person who asks."""
+class UserCertificate:
+    """Certificate of the user of this command."""
 
     name: str
-    life: ValidityPeriod
+    validity: ValidityPeriod
 
 
 def from_pages(version: Item, nodes: Item, streams: Item) -> dict[str, Any]:
-    """Return as much of ``/api/v1/status`` as an older server's pages tell."""
+    """Return the part of ``/api/v1/status`` that an older server's pages contain."""
     known = items_of(nodes, "nodes")
     return {
         "version": version.get("version"),
@@ -46,41 +45,42 @@ def _of_nodes(nodes: list[Item]) -> Iterator[dict[str, str]]:
     for node in nodes:
         name, category = text_of(node, "name"), category_of(node)
         if node.get("duplicate"):
-            cure = "give each agent a bundle of its own: qanat-server issue node NAME"
+            cure = "give each agent its own bundle: qanat-server issue node NAME"
             yield {"detail": f"two agents attach as node {name}", "cure": cure}
         if category in (StateCategory.WAITING, StateCategory.ABSENT) and not node.get("revoked"):
             detail = f"node {name} is not reachable: {state_of(node)}"
             yield {"detail": detail, "cure": "on the node: qanat-agent status, qanat-agent check"}
 
 
-def page_of(status: Item, own: Own | None, client_version: str, now: datetime) -> dict[str, Any]:
+def page_of(status: Item, own: UserCertificate | None, client_version: str, now: datetime) -> dict[str, Any]:
     """Return the whole page as JSON: ``server``, ``client`` and ``warnings``."""
     client: dict[str, Any] = {"version": client_version, "certificate": None}
     warnings = [
-        {"detail": text_of(one, "detail"), "cure": text_of(one, "cure")}
-        for one in items_of(status, "warnings")
+        {"detail": text_of(warning, "detail"), "cure": text_of(warning, "cure")}
+        for warning in items_of(status, "warnings")
     ]
     if own is not None:
-        client["certificate"] = {"name": own.name, "serial": own.life.serial, "ends": as_iso(own.life.ends)}
+        ends = as_iso(own.validity.ends)
+        client["certificate"] = {"name": own.name, "serial": own.validity.serial, "ends": ends}
         warnings += _of_own(own, now)
     server = {key: value for key, value in status.items() if key != "warnings"}
     return {"server": server, "client": client, "warnings": warnings}
 
 
-def _of_own(own: Own, now: datetime) -> Iterator[dict[str, str]]:
-    life = own.life
-    if not is_late(life.issued, life.ends, now):
+def _of_own(own: UserCertificate, now: datetime) -> Iterator[dict[str, str]]:
+    validity = own.validity
+    if not is_late(validity.issued, validity.ends, now):
         return
-    verb = "ended" if now >= life.ends else "ends"
-    detail = f"your certificate ({own.name}) {verb} at {as_minute(life.ends)}"
+    verb = "ended" if now >= validity.ends else "ends"
+    detail = f"your certificate ({own.name}) {verb} at {as_minute(validity.ends)}"
     yield {"detail": detail, "cure": f"on the server: qanat-server issue user {own.name}"}
 
 
-def lines_of(page: Item, way: str, now: datetime, width: int | None = None) -> list[str]:
-    """Return the page for people, in lines that fit ``width``. ``way`` names the server as it was reached."""
+def lines_of(page: Item, server_name: str, now: datetime, width: int | None = None) -> list[str]:
+    """Return the page as lines of at most ``width`` cells. ``server_name`` has the dialled address."""
     server = page["server"]
     facts = [
-        ("server", ", ".join(filter(None, [text_of(server, "version"), _running(server, now), way]))),
+        ("server", ", ".join(filter(None, [text_of(server, "version"), _running(server, now), server_name]))),
         ("addresses", _addresses(server.get("addresses"))),
         ("nodes", _nodes(server.get("nodes"), server.get("nodes_gone"))),
         ("streams", text_of(server, "streams")),
@@ -106,7 +106,7 @@ def _addresses(addresses: object) -> str:
 
 
 def _nodes(counts: object, kinds_of_gone: object) -> str:
-    """``5: 2 attached, 3 gone (1 never attached)``; an older server does not say the last."""
+    """Return ``5: 2 attached, 3 gone (1 never attached)``, without the brackets for an older server."""
     if not isinstance(counts, Mapping):
         return ""
     numbers = _numbers(counts)
@@ -137,7 +137,8 @@ def _warnings(warnings: list[Mapping[str, str]], width: int | None) -> list[str]
     if not warnings:
         return ["Nothing needs attention."]
     lines = ["Needs attention:"]
-    for one in warnings[:_MAX_WARNINGS]:
-        lines += flowed(printable(one["detail"]), 2, width) + flowed(printable(one["cure"]), 6, width)
+    for warning in warnings[:_MAX_WARNINGS]:
+        lines += flowed(printable(warning["detail"]), 2, width)
+        lines += flowed(printable(warning["cure"]), 6, width)
     more = len(warnings) - _MAX_WARNINGS
     return [*lines, f"  and {more} more: qanat status --json"] if more > 0 else lines

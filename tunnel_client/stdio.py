@@ -1,12 +1,12 @@
-"""Standard input and output as one stream, whatever they are: pipes, sockets, files, terminals.
+"""Standard input and output as one stream: pipes, sockets, files or terminals.
 
-1. epoll refuses regular files and /dev/null, and kqueue some terminals, so only pipes and sockets are
-   polled; anything else is read and written in threads.
-2. Ending the stream must close the last descriptor of the output, or ssh never sees the end. So the two
-   descriptors are moved away from 0 and 1, where /dev/null takes their places: a later socket must not
-   get the number 1, since a stray print would go into it.
-3. A terminal does not end by itself. When the far side has ended, reading it ends too, or the user would
-   sit before a dead prompt.
+1. Only pipes and sockets are polled, because epoll refuses regular files and /dev/null, and kqueue refuses
+   some terminals. Other inputs and outputs are read and written in threads.
+2. The end of the stream must close the last descriptor of the output, so that ssh sees the end. So the two
+   descriptors are moved, and /dev/null replaces them as 0 and 1. Otherwise a later socket could get the
+   number 1, and a stray print would write to it.
+3. A terminal has no end of input by itself. So its input ends when the far side ends. Otherwise the user
+   would wait at a dead prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _READ_BYTES = 64 * 1024
 
 
 def take_stdio() -> trio.abc.HalfCloseableStream:
-    """Takes descriptors 0 and 1 away from the rest of the program."""
+    """Return a stream of descriptors 0 and 1, and replace both with /dev/null for the rest of the program."""
     return join_descriptors(_take(0), _take(1))
 
 
@@ -39,7 +39,7 @@ def _take(descriptor: int) -> int:
 
 
 def join_descriptors(reading: int, writing: int) -> trio.abc.HalfCloseableStream:
-    """One stream that receives from ``reading`` and sends to ``writing``, and owns both."""
+    """Return a stream that receives from ``reading`` and sends to ``writing``. The stream owns both."""
     if _kind(reading) == _kind(writing) == stat.S_IFSOCK and os.path.sameopenfile(reading, writing):
         os.close(writing)
         return SocketStream(socket.socket(fileno=reading))
@@ -63,8 +63,10 @@ def _kind(descriptor: int) -> int:
 
 
 class ThreadedReader(trio.abc.ReceiveStream):
-    """Reads a descriptor that cannot be polled. A read that is cancelled goes on in its thread and
-    takes what comes with it: cancel only to leave."""
+    """Read a descriptor that cannot be polled.
+
+    After cancellation a read continues in its thread, and its bytes are lost. So cancel only to end.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.is_terminal = os.isatty(descriptor)
@@ -94,12 +96,12 @@ class ThreadedReader(trio.abc.ReceiveStream):
             self._reading = False
 
     def end(self) -> None:
-        """Ends the input, also under a waiting ``receive_some``."""
+        """End the input, also for a waiting ``receive_some``."""
         self._ended = True
         self._scope.cancel()
 
     async def aclose(self) -> None:
-        # Closing under a thread that still waits in read() would hand its number to another file.
+        # While a thread waits in read(), a close would let another file get the descriptor's number.
         if not self._reading:
             _close(self._descriptor)
         self._descriptor = -1
@@ -107,7 +109,7 @@ class ThreadedReader(trio.abc.ReceiveStream):
 
 
 class ThreadedWriter(trio.abc.SendStream):
-    """Writes a descriptor that cannot be polled."""
+    """Write a descriptor that cannot be polled."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -130,7 +132,7 @@ class ThreadedWriter(trio.abc.SendStream):
 
 
 class StdioStream(trio.abc.HalfCloseableStream):
-    """Joins an input and an output; ``send_eof`` closes the output, whose descriptor is ``writing``."""
+    """Join an input and an output. ``send_eof`` closes the output, whose descriptor is ``writing``."""
 
     def __init__(self, source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, writing: int) -> None:
         self._source = source
@@ -142,30 +144,30 @@ class StdioStream(trio.abc.HalfCloseableStream):
         return await self._source.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with self._alone_sending():
+        with self._exclusive_send():
             await self._sink.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        with self._alone_sending():
+        with self._exclusive_send():
             await self._sink.wait_send_all_might_not_block()
 
     def check_peer(self) -> None:
-        """Raise ``trio.BrokenResourceError`` if nothing reads the output any more."""
+        """Raise ``trio.BrokenResourceError`` if the output has no reader any more."""
         if is_hung_up(self._writing):
             raise trio.BrokenResourceError("nothing reads standard output any more")
 
     def probe_peer_every(self, seconds: float) -> None:
-        """A pipe or terminal shows it without being asked."""
+        """Do nothing, because a pipe or terminal reports a lost reader without probes."""
 
     async def send_eof(self) -> None:
-        with self._alone_sending():
+        with self._exclusive_send():
             self._writing = -1
             await self._sink.aclose()
         if isinstance(self._source, ThreadedReader) and self._source.is_terminal:
             self._source.end()
 
     @contextlib.contextmanager
-    def _alone_sending(self) -> Iterator[None]:
+    def _exclusive_send(self) -> Iterator[None]:
         if self._sending:
             raise trio.BusyResourceError("another task is sending to this output")
         self._sending = True

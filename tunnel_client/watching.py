@@ -1,4 +1,4 @@
-"""``qanat nodes --watch``: the table again and again, in place on a terminal; in a pipe a line per change."""
+"""``qanat nodes --watch``: a table that refreshes in place on a terminal, or a line per change in a pipe."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tunnel_core.runtime.ending import STANDARD_OUTPUT, wait_writable
 
 REFRESH_SECONDS = 2.0
 _SHARE = 10
-"""A refresh takes at most this part of the time: the answer of a large fleet costs the server something."""
+"""Pause in multiples of the time for one answer, because the list of a large fleet costs the server time."""
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class View(Protocol):
-    """Shows each answer. ``trouble`` says why there is no new one; ``nodes`` are then the last ones."""
+    """Display of answers. ``trouble`` is the cause of a missing answer; ``nodes`` are then the last known."""
 
     def show(self, nodes: Sequence[Item], trouble: str) -> None: ...
 
@@ -76,7 +76,7 @@ def _alternate_screen() -> Iterator[None]:
 
 
 class ScreenView:
-    """The table in place. What was shown last stays on the terminal at the end."""
+    """Table that refreshes in place. At the end the last table stays on the terminal."""
 
     def __init__(self, *, wide: bool) -> None:
         self._wide = wide
@@ -87,13 +87,13 @@ class ScreenView:
         head = f"{as_moment(datetime.now(UTC))}  {count}; Ctrl-C ends this"
         rows = [node_row(node) for node in nodes]
         table = lines_of(NODES, rows, wide=self._wide) if rows else ["No such node is known."]
-        warning = [printable(f"{trouble}; trying on. What was known last:")] if trouble else []
+        warning = [printable(f"{trouble}; retrying. Last known state:")] if trouble else []
         self._last = [head, *warning, "", *table]
-        click.echo(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in self._that_fit()), nl=False)
+        click.echo(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in self._fitting_lines()), nl=False)
         click.echo(_CLEAR_BELOW, nl=False)
 
-    def _that_fit(self) -> list[str]:
-        """The first lines, as many as the screen has room for; a long one takes several of its lines."""
+    def _fitting_lines(self) -> list[str]:
+        """Return the first lines, as many as fit the screen. A long line takes several screen lines."""
         room, width = max(1, screen_lines() - 2), line_width() or 80
         for count, line in enumerate(self._last):
             room -= max(1, -(-cell_width(line) // width))
@@ -103,11 +103,11 @@ class ScreenView:
 
     def leave(self) -> None:
         if self._last:
-            click.echo("\n".join(self._that_fit()))
+            click.echo("\n".join(self._fitting_lines()))
 
 
 class ChangeView:
-    """A line for each node that is new, forgotten, or whose state changed."""
+    """One line for each node that is new, forgotten, or has a new state."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -117,20 +117,20 @@ class ChangeView:
     def show(self, nodes: Sequence[Item], trouble: str) -> None:
         if bool(trouble) != self._is_away:
             self._is_away = bool(trouble)
-            said = f"{trouble}; trying on" if trouble else "the server answers again"
-            click.echo(f"qanat: {printable(said)}", err=True)
+            sentence = f"{trouble}; retrying" if trouble else "the server answers again"
+            click.echo(f"qanat: {printable(sentence)}", err=True)
         if trouble:
             return
         found = {text_of(node, "name"): node for node in nodes}
         for name, node in found.items():
-            if self._known.get(name) != (told := _told(node)):
-                self._known[name] = told
-                self._say(node, state_of(node))
+            if self._known.get(name) != (fields := _reported_fields(node)):
+                self._known[name] = fields
+                self._print(node, state_of(node))
         for name in self._known.keys() - found.keys():
             del self._known[name]
-            self._say({"name": name, "state": None}, "forgotten")
+            self._print({"name": name, "state": None}, "forgotten")
 
-    def _say(self, node: Item, state: str) -> None:
+    def _print(self, node: Item, state: str) -> None:
         if self._as_json:
             click.echo(json.dumps(node))
         else:
@@ -138,6 +138,6 @@ class ChangeView:
             click.echo(f"{moment}  {printable(text_of(node, 'name')):<16}  {printable(state)}")
 
 
-def _told(node: Item) -> tuple[str, ...]:
-    """The fields whose change is reported; ages and counters change all the time."""
+def _reported_fields(node: Item) -> tuple[str, ...]:
+    """Return the fields whose change is reported, without ages and counters."""
     return tuple(text_of(node, key) for key in ("state", "since", "last_reason", "duplicate", "address"))

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers in readable form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(number: object) -> str:
-    """Bytes: ``512 B``, ``1.5 MiB``."""
+    """Return a number of bytes as ``512 B`` or ``1.5 MiB``."""
     value = float(number) if isinstance(number, int | float) else 0.0
     unit = 0
     while value >= 1000 and unit < len(_UNITS) - 1:
@@ -19,18 +19,18 @@ def size(number: object) -> str:
 
 
 def duration(seconds: object) -> str:
-    """A length of time, as ``as_length`` has it; empty if it is not known."""
+    """Return seconds as ``as_length`` does, or an empty text for an unknown value."""
     return as_length(seconds) if isinstance(seconds, int | float) else ""
 
 
 def milliseconds(number: object) -> str:
-    """A round trip: ``0.8 ms``, ``52 ms``; empty if it is not known."""
+    """Return a round trip as ``0.8 ms`` or ``52 ms``, or an empty text for an unknown value."""
     if not isinstance(number, int | float):
         return ""
     return f"{number:.1f} ms" if number < 10 else f"{number:.0f} ms"
 
 
 def age(moment: object, now: datetime) -> str:
-    """How long ago an ISO time of the server was; empty if there is none."""
+    """Return the time since an ISO time of the server, or an empty text without one."""
     then = parse_moment(moment)
     return "" if then is None else duration((now - then).total_seconds())

@@ -1,4 +1,4 @@
-"""The composition root of ``qanat-server``: makes the parts of a server, opens and closes them in order."""
+"""Composition root of ``qanat-server``: create the parts of a server, open and close them in order."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _log = logging.getLogger("qanat.server")
 
 
 class CannotStart(Exception):  # noqa: N818 - named by what happened
-    """The server cannot serve as it is configured; the text says why and what to do."""
+    """The server cannot serve with this configuration. The text names the problem and the remedy."""
 
 
 @asynccontextmanager
 async def open_server(config: ServerConfig, nursery: trio.Nursery) -> AsyncIterator[Server]:
-    """Make a server over its store, which is open inside the block and closes last. Raises ``CannotStart``.
+    """Create a server with its store, which is open inside the block and closes last. Raises ``CannotStart``.
 
-    The server's tasks run in ``nursery``, which the caller cancels after the block.
+    The server's tasks run in ``nursery``, which the caller must cancel after the block.
     """
     try:
         certificates = ServerCertificates(config, ALPN, _now)
@@ -68,7 +68,7 @@ async def open_server(config: ServerConfig, nursery: trio.Nursery) -> AsyncItera
             restored = restored_nodes(store, server.nodes, server.refusals, nursery)
             await stack.enter_async_context(restored)
         except StoreHeld as error:
-            cure = "one data folder is for one server: stop that process first"
+            cure = "only one server may use a data folder: stop that process first"
             raise CannotStart(f"{error}; {cure}") from error
         except StoreError as error:
             raise CannotStart(error.detail) from error
@@ -76,7 +76,7 @@ async def open_server(config: ServerConfig, nursery: trio.Nursery) -> AsyncItera
 
 
 class Server:
-    """The parts of a server, all made in the constructor. ``listening`` opens the listeners."""
+    """Parts of a server, all created in the constructor. ``listening`` opens the listeners."""
 
     def __init__(
         self,
@@ -92,54 +92,55 @@ class Server:
         self._certificates = certificates
         self._counters = Counters()
         self._pool = CreditPool(Limits().credit_pool)
-        self._changing = trio.Lock()
+        self._authority_lock = trio.Lock()
         self.nodes = Nodes(trio.current_time, _now, store.revoked.covers_node, most_gone=most_nodes(config))
         self.refusals = Refusals(store.note_nowait, trio.current_time)
-        self._standing = CredentialWatch(store.revoked, _now, partial(record_ended, store.note_nowait))
+        on_ended = partial(record_ended, store.note_nowait)
+        self._credential_watch = CredentialWatch(store.revoked, _now, on_ended)
         self._records = StreamRecorder(self._counters, config.log, trio.current_time, self.refusals)
         self._authority = ServerAuthority(config)
-        self._reload = Reload(certificates, self._authority, self._standing)
+        self._reload = Reload(certificates, self._authority, self._credential_watch)
         self._readiness = Readiness(certificates)
-        self._attachments = SessionAcceptor(
+        self._acceptor = SessionAcceptor(
             AttachSettings(config.trust_domain, config.agents.max, session_limits(config)),
             self.nodes,
             self._pool,
             nursery,
             self._counters,
-            credential_watch=self._standing,
+            credential_watch=self._credential_watch,
             refusals=self.refusals,
             trust_bundle=lambda: certificates.trust_bundle,
         )
         self._listeners = OpenListeners(
-            config.limits, self._records, nursery, most_agents=config.agents.max, descriptors=descriptors
+            config.limits, self._records, nursery, max_agents=config.agents.max, descriptors=descriptors
         )
         self._ops = ServerOps(
-            config, self._readiness, self.nodes, self._counters, store, self._standing, certificates
+            config, self._readiness, self.nodes, self._counters, store, self._credential_watch, certificates
         )
         self._entrances = self._make_entrances()
-        self._own_certificate = OwnCertificate(config, store, self._changing, _now, self.reload)
+        self._own_certificate = OwnCertificate(config, store, self._authority_lock, _now, self.reload)
 
     def _make_entrances(self) -> Entrances:
-        config, standing = self._config, self._standing
+        config, credential_watch = self._config, self._credential_watch
         return Entrances(
             config=config,
             listeners=self._listeners,
-            attachments=self._attachments,
+            acceptor=self._acceptor,
             nodes=self.nodes,
-            followers=EventSubscribers(self.nodes.events, self._counters),
-            standing=standing,
+            subscribers=EventSubscribers(self.nodes.events, self._counters),
+            credential_watch=credential_watch,
             records=self._records,
             opener=Opener(
                 self.nodes,
                 self._records,
                 trust_domain=config.trust_domain,
-                standing=standing,
+                credential_watch=credential_watch,
                 half_closed_seconds=config.session.half_closed_seconds or None,
             ),
             certificates=self._certificates,
             authority=self._authority,
             reload=self._reload,
-            changing=self._changing,
+            authority_lock=self._authority_lock,
             store=self._store,
             started=_now(),
             wall=_now,
@@ -147,7 +148,7 @@ class Server:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Addresses]:
-        """Open the listeners, of which none accepts after the block. Raises ``CannotStart``."""
+        """Open the listeners. They stop accepting when the block ends. Raises ``CannotStart``."""
         async with AsyncExitStack() as stack:
             stack.callback(self._stop_accepting)
             self._start_tasks()
@@ -163,19 +164,19 @@ class Server:
             self.nodes.events.add(EventKind.SERVER_STOPPED, "", "")
 
     def _start_tasks(self) -> None:
-        limits, send_pool = self._attachments.limits, self._attachments.send_pool
-        self._nursery.start_soon(self._standing.watch)
+        limits, send_pool = self._acceptor.limits, self._acceptor.send_pool
+        self._nursery.start_soon(self._credential_watch.watch)
         self._nursery.start_soon(relieve_pressure, self._pool, self._mux_streams, limits)
         self._nursery.start_soon(relieve_send_pool, send_pool, self._sessions, limits)
 
     def _mux_streams(self) -> list[StreamState]:
-        return [stream for link in self._sessions() for stream in link.mux_streams]
+        return [stream for session in self._sessions() for stream in session.mux_streams]
 
     def _sessions(self) -> list[Session]:
-        return [link for _, link in self.nodes.attached()]
+        return [session for _, session in self.nodes.attached()]
 
     def reload(self) -> None:
-        """New connections see certificate and roots as the files are now; bad files change nothing."""
+        """Reload certificate and roots from their files for new connections. Bad files change nothing."""
         self._reload.reload()
 
     def _stop_accepting(self) -> None:
@@ -183,15 +184,15 @@ class Server:
         self._listeners.stop_accepting()
 
     async def drain(self) -> None:
-        """Stop accepting, tell the agents, let streams finish for ``drain_seconds``, and reset the rest."""
+        """Stop accepting, announce the drain to agents, and reset streams left after ``drain_seconds``."""
         seconds = self._config.drain_seconds
         self._stop_accepting()
-        self._attachments.drain(seconds)
+        self._acceptor.drain(seconds)
         with trio.move_on_after(seconds) as scope:
-            await self._attachments.wait_no_streams()
+            await self._acceptor.wait_no_streams()
         if scope.cancelled_caught:
-            _log.warning("%d streams did not finish in %g s", self._attachments.stream_count, seconds)
-        await self._attachments.end_all(Reason.SERVER_STOPPING)
+            _log.warning("%d streams did not finish in %g s", self._acceptor.stream_count, seconds)
+        await self._acceptor.end_all(Reason.SERVER_STOPPING)
         _log.info("drained")
 
 

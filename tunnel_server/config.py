@@ -1,6 +1,6 @@
-"""The server's configuration: what may stand in ``server.toml``, with its defaults and checks. No I/O."""
+"""Keys of ``server.toml``, with their defaults and checks. No I/O."""
 
-# ruff: noqa: RUF009 - what is called for a default gives an immutable value
+# ruff: noqa: RUF009 - calls in defaults return immutable values
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class TlsVersion(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Tls:
-    """What both TLS listeners show; ``trust_file`` holds the roots of nodes, users and servers.
+    """Certificate and roots of both TLS listeners.
 
-    The roots in ``user_trust_file`` vouch for users alone.
+    ``trust_file`` has the roots for nodes, users and servers. ``user_trust_file`` has roots for users only.
     """
 
     certificate_file: Path
@@ -70,7 +70,7 @@ class Agents:
 
 @attrs.frozen(kw_only=True)
 class Https:
-    """``connect`` and ``api`` over mTLS."""
+    """The HTTPS listener: ``connect``, ``api`` and enrolment."""
 
     listen: tuple[ListenAddress, ...] = (ListenAddress("::", 7002),)
 
@@ -83,7 +83,7 @@ class UnixPeer:
 
 @attrs.frozen(kw_only=True)
 class ConnectUnix:
-    """The ``connect`` entrance as a unix socket, as a kube-apiserver on the same machine uses it."""
+    """The ``connect`` entrance on a unix socket, for example for a kube-apiserver on the same machine."""
 
     path: Path
     mode: Mode = _PRIVATE
@@ -104,7 +104,7 @@ class Connect:
 
 @attrs.frozen(kw_only=True)
 class Admin:
-    """The local socket of ``qanat``; ``socket`` lies in the data folder unless it is named."""
+    """The admin socket. ``socket`` is in the data folder by default."""
 
     socket: Path
     mode: Mode = _PRIVATE
@@ -121,7 +121,7 @@ class Web:
     def __attrs_post_init__(self) -> None:
         for address in self.listen:
             if not address.is_loopback:
-                why = f"{address} is open to others, and the web entrance has no login yet"
+                why = f"{address} is reachable from other machines, and the web entrance has no login yet"
                 raise InvalidValueError(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
 
 
@@ -136,16 +136,16 @@ class Tcp:
 
     def __attrs_post_init__(self) -> None:
         if not self.listen.is_loopback and not self.allow_from:
-            why = f"{self.listen} is open to others, and a tcp entrance asks nobody who they are"
+            why = f"{self.listen} is reachable from other machines, and a tcp entrance has no login"
             raise InvalidValueError(why, 'add allow_from = ["10.0.0.0/8"] or listen on loopback', "listen")
 
 
-_TOLD = (
+_SENT_TO_AGENTS = (
     ("ping_interval_seconds", "ping_interval_ms", 1000),
     ("missed_pings", "missed_pings", 1),
     ("grace_seconds", "grace_ms", 1000),
 )
-"""Settings that agents are told in the welcome: the key, the number on the wire, and its parts of one."""
+"""Settings that the welcome carries to agents: the key, the name on the wire, and the wire's units in one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -156,14 +156,14 @@ class Session:
     max_streams: Count = Count(1024)
     max_streams_per_user: Count = Count(256)
     grace_seconds: SecondsOrNone = SecondsOrNone(120.0)
-    """How long a session is kept without its link; 0: not at all."""
+    """Time for which a session waits for a lost link; 0 ends it at once."""
     open_wait_seconds: SecondsOrNone = SecondsOrNone(3.0)
-    """How long an open waits for a link that is lost."""
+    """Time for which an open waits for a lost link."""
     half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
-    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
+    """Time for which a half-closed stream may carry no byte; 0 sets no bound."""
 
     def __attrs_post_init__(self) -> None:
-        for key, name, unit in _TOLD:
+        for key, name, unit in _SENT_TO_AGENTS:
             number, allowed = getattr(self, key), WELCOME[name]
             if not allowed.holds(number * unit):
                 also = "0 or " if allowed.or_zero else ""
@@ -173,7 +173,7 @@ class Session:
 
 @attrs.frozen(kw_only=True)
 class ListenerLimits:
-    """Bounds of each listener, most of them before anybody is authenticated. Sizes in bytes."""
+    """Bounds of each listener, most of them for unauthenticated connections. Sizes are in bytes."""
 
     head_bytes: Count = Count(16 * 1024)
     head_headers: Count = Count(100)
@@ -192,7 +192,7 @@ class Metrics:
 
 
 class OnFailure(enum.Enum):
-    """What becomes of an act whose line cannot be written to the audit."""
+    """Effect of a failed write to the audit: refuse the action, or drop the line."""
 
     REFUSE = "refuse"
     DROP = "drop"
@@ -200,7 +200,10 @@ class OnFailure(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """Who joined, renewed, was revoked or refused. ``file`` lies in the data folder; None: no file."""
+    """Audit of joins, renewals, revocations and refusals.
+
+    ``file`` is in the data folder by default. With None there is no file.
+    """
 
     file: Path | None = None
     on_failure: OnFailure = OnFailure.DROP
@@ -210,7 +213,7 @@ class Audit:
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """Certificates that this server gives to those who ask for them, and how many may ask at once."""
+    """Validity of certificates that this server issues on request, and the bound on concurrent requests."""
 
     node_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
     user_life_seconds: Seconds = Seconds(30 * 24 * 3600.0)
@@ -219,7 +222,7 @@ class Identity:
 
 @attrs.frozen(kw_only=True)
 class ServerConfig:
-    """All of it. Made by ``tunnel_core.config.loader.load(path, ServerConfig)``."""
+    """Whole configuration of a server. ``tunnel_core.config.loader.load(path, ServerConfig)`` creates it."""
 
     parsers: ClassVar[Parsers] = {}
 
@@ -257,7 +260,7 @@ class ServerConfig:
 
     @property
     def credential_files(self) -> tuple[Path, ...]:
-        """The files with keys, certificates, roots and the bearer token, wherever they lie."""
+        """Files with keys, certificates, roots and the bearer token."""
         tls = self.tls
         named = (
             *(tls.key_file, tls.certificate_file, tls.trust_file),
@@ -266,7 +269,7 @@ class ServerConfig:
         return tuple(file for file in named if file is not None)
 
     def _listeners(self) -> Iterator[tuple[str, ListenAddress]]:
-        """Every address that the server listens on, each with its key."""
+        """Yield each address that the server listens on, with its key."""
         sections = (("agents", self.agents), ("https", self.https), ("web", self.web))
         for name, section in sections:
             yield from ((f"{name}.listen", address) for address in section.listen)
@@ -277,7 +280,7 @@ class ServerConfig:
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-        """What lies in the data folder unless the file says otherwise."""
+        """Return the defaults that depend on the data folder."""
         named = raw.get("data_dir")
         data_dir = named if isinstance(named, str) and named else str(source.data_dir)
         return {
@@ -294,7 +297,7 @@ class ServerConfig:
 
 
 def session_limits(config: ServerConfig) -> Limits:
-    """Return the limits of sessions that the configuration says; the others stay at their defaults."""
+    """Return the session limits of the configuration. Limits without a key keep their defaults."""
     session = config.session
     return Limits(
         max_streams=session.max_streams,
@@ -309,7 +312,7 @@ def session_limits(config: ServerConfig) -> Limits:
 
 
 def _check_socket_path(path: Path, key: str) -> None:
-    # 107 bytes: sun_path less its final NUL, unix(7).
+    # 107 bytes: the size of sun_path without its final NUL, unix(7).
     if len(bytes(path)) > 107:
         raise InvalidValueError(
             "is longer than the 107 bytes that a unix socket may have", "choose another", key

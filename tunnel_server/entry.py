@@ -1,4 +1,4 @@
-"""Where ``qanat-server`` begins."""
+"""Entry point of ``qanat-server``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel_server.defaults import OPS_LISTEN
 
 
 def entry_point() -> None:
-    """Runs ``qanat-server``."""
+    """Run ``qanat-server``."""
     prepare_process()
     code = maybe_health(config_file, OPS_LISTEN)
     if code is not None:
@@ -22,7 +22,7 @@ def entry_point() -> None:
 
 
 def config_file() -> Path:
-    """The configuration unless ``--config`` names one."""
+    """Return the configuration file for a command without ``--config``."""
     from tunnel_core.config import paths
 
     return paths.server_config_file()

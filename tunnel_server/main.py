@@ -1,4 +1,4 @@
-"""``qanat-server``: the command line of the cloud side."""
+"""Command line of ``qanat-server``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COMMANDS = {
 )
 @click.version_option(package_name="qanat", prog_name="qanat-server")
 def main() -> None:
-    """The cloud side of Qanat: agents attach here, users come in here.
+    """The cloud side of Qanat: accepts agents, and connects users to their nodes.
 
     \b
     Examples:
@@ -46,5 +46,5 @@ def main() -> None:
 
 
 def entry_point() -> None:
-    """Runs ``qanat-server``."""
+    """Run ``qanat-server``."""
     main(prog_name="qanat-server")

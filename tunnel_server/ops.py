@@ -1,4 +1,4 @@
-"""What the ops listener of a server shows: whether the server is ready, and its figures."""
+"""Readiness and metrics of a server, on its ops listener."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tunnel_server.store.store import Store
 
 
 class Readiness:
-    """Whether the server is ready: everything is open, it is not stopping, and its certificate holds."""
+    """Readiness of a server: listeners open, no shutdown, and a certificate that has not expired."""
 
     def __init__(self, certificates: ServerCertificates) -> None:
         self._certificates = certificates
         self._missing = "starting"
 
     def note_started(self) -> None:
-        """Everything is open."""
+        """Note that all listeners are open."""
         self._missing = ""
 
     def note_stopping(self) -> None:
-        """The server accepts no more connections."""
+        """Note that the server accepts no more connections."""
         self._missing = Reason.SERVER_STOPPING.word
 
     def missing(self) -> str:
-        """Return the word for what keeps the server from being ready; empty if nothing does."""
+        """Return the word for the reason why the server is not ready, or an empty text if it is ready."""
         if not self._missing and self._certificates.is_expired():
             return "certificate_expired"
         return self._missing
@@ -45,18 +45,18 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class ServerOps:
-    """The ops listener of a server. Beyond loopback, users in good standing are its operators."""
+    """Ops listener of a server. Beyond loopback it can require a user's certificate that is not revoked."""
 
     config: ServerConfig
     readiness: Readiness
     nodes: Nodes
     counters: Counters
     store: Store
-    standing: CredentialWatch
+    credential_watch: CredentialWatch
     certificates: ServerCertificates
 
     async def open(self, nursery: trio.Nursery) -> list[str]:
-        """Listen, and serve in ``nursery``. Returns the addresses. Raises ``CannotListen``."""
+        """Listen, serve in ``nursery``, and return the addresses. Raises ``CannotListen``."""
         settings = self.config.ops
         pages = OpsPages(
             self._snapshot, self.readiness.missing, degraded=self._is_degraded, counters=self.counters
@@ -90,5 +90,5 @@ class ServerOps:
 
     def _check_certificate(self, leaf: bytes) -> None:
         domain = self.config.trust_domain
-        proven = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
-        self.standing.require(proven)
+        verified = proven_leaf(leaf, usage=Usage.CLIENT, role=Role.USER, trust_domain=domain)
+        self.credential_watch.require(verified)

@@ -1,4 +1,4 @@
-"""The server as a process: its first and last moment, and the signals between."""
+"""The server as a process: start, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SIGNALS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 async def run_server(config: ServerConfig, on_ready: Callable[[Addresses], None]) -> bool:
-    """Serves until SIGTERM or SIGINT, and then drains; SIGHUP reads certificates and roots anew.
+    """Serve until SIGTERM or SIGINT, and then drain. SIGHUP reloads certificates and roots.
 
-    ``on_ready`` is called when all is open. The end of the terminal in which the server was started drains
-    as well.
+    ``on_ready`` is called when all listeners are open. The end of the terminal in which the server was
+    started also drains it.
 
-    Returns whether it drained, False if a second signal cut that short. Raises ``CannotStart``, with
-    nothing left open. Any other exception is a fault of ours that ended the server.
+    Returns True after a complete drain, and False if a second signal interrupted the drain. Raises
+    ``CannotStart``, with nothing left open. Any other exception is a bug that ended the server.
     """
     start_log_batching()
     failure: CannotStart | None = None
@@ -34,7 +34,7 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Addresses], None]
     async with trio.open_nursery() as nursery:
         try:
             drained = await _serve(config, nursery, on_ready)
-        except CannotStart as error:  # out of the nursery, which would wrap it in a group
+        except CannotStart as error:  # Raised after the nursery, which would wrap it in a group.
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -51,7 +51,7 @@ async def _serve(config: ServerConfig, nursery: trio.Nursery, on_ready: Callable
 
 
 async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
-    """Wait for a signal that ends the server. SIGHUP reloads, unless the terminal of the server is gone."""
+    """Wait for a signal that ends the server. SIGHUP reloads, unless the server's terminal has closed."""
     had_terminal = has_terminal()
     async for number in signals:
         if number != signal.SIGHUP or (had_terminal and not has_terminal()):
@@ -61,7 +61,7 @@ async def _wait_stop(server: Server, signals: AsyncIterator[int]) -> None:
 
 
 async def _drain(server: Server, signals: AsyncIterator[int]) -> bool:
-    """Returns whether it came to its end."""
+    """Drain until a second signal. Return whether the drain is complete."""
     drained = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
@@ -74,5 +74,5 @@ async def _drain(server: Server, signals: AsyncIterator[int]) -> bool:
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
-            _log.warning("second signal: ending at once")
+            _log.warning("second signal: stopping at once")
             scope.cancel()

@@ -158,9 +158,9 @@ def test_the_cure_fits_who_may_change_the_file(monkeypatch: pytest.MonkeyPatch) 
     path = Path("/etc/qanat/node.pem")
     with pytest.raises(KeyFileError, match="run: chmod 600 /etc"):
         check_private(path, status(0o644, owner=1000, group=1000))
-    with pytest.raises(KeyFileError, match=r"its group 2000 is none of this process's.*fsGroup"):
+    with pytest.raises(KeyFileError, match=r"this process is not in its group 2000.*fsGroup"):
         check_private(path, status(0o440, owner=0, group=2000))
-    with pytest.raises(KeyFileError, match="it belongs to user id 0, who must run: chmod 600"):
+    with pytest.raises(KeyFileError, match="it belongs to user id 0; as that user, run: chmod 600"):
         check_private(path, status(0o644, owner=0, group=0))
 
 
@@ -176,9 +176,9 @@ def test_where_modes_mean_nothing_the_mount_is_named(tmp_path: Path, monkeypatch
     (tmp_path / "mountinfo").write_text(MOUNTS)
     monkeypatch.setattr(file_modes, "_MOUNTS", tmp_path / "mountinfo")
     open_to_all = status(0o755, owner=0, group=0)
-    with pytest.raises(KeyFileError, match=r"vfat at /media/usb stick has no modes.*umask=0077.*ignore"):
+    with pytest.raises(KeyFileError, match=r"vfat at /media/usb stick has no file modes.*umask=0077.*ignore"):
         check_private(Path("/media/usb stick/kim.pem"), open_to_all)
-    with pytest.raises(KeyFileError, match=r"cifs at /mnt/share has no modes of its own.*file_mode=0600"):
+    with pytest.raises(KeyFileError, match=r"cifs at /mnt/share has no file modes.*file_mode=0600"):
         check_private(Path("/mnt/share/kim.pem"), open_to_all)
     assert is_mount_point(Path("/etc/qanat/node.pem"))
     assert not is_mount_point(Path("/etc/qanat/agent.toml"))

@@ -76,7 +76,7 @@ def test_one_wrong_character_is_told_from_a_wrong_token(place: int, other: str) 
         (TEXT + "a", "has 112 characters"),
         (TEXT[:-1] + "1", "a-z and 2-7"),
         (TEXT[:-1] + "\N{LATIN SMALL LETTER SHARP S}", "a-z and 2-7"),
-        (TEXT[:20] + TEXT[21] + TEXT[20] + TEXT[22:], "checksum does not fit"),
+        (TEXT[:20] + TEXT[21] + TEXT[20] + TEXT[22:], "checksum does not match"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, sentence: str) -> None:
@@ -126,7 +126,7 @@ def test_a_wrong_character_of_the_name_is_noticed(place: int, other: str) -> Non
 
 @given(st.integers(112, len(NAMED_TEXT) - 1))
 def test_a_name_that_is_cut_off_is_noticed(end: int) -> None:
-    with pytest.raises(TokenMistyped, match="cut off or altered after its second _"):
+    with pytest.raises(TokenMistyped, match="truncated or altered after its second _"):
         parse_token(NAMED_TEXT[:end])
 
 
@@ -180,21 +180,21 @@ def test_a_token_is_found_in_what_is_pasted(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "what was given is empty"),
-        (" \n", "what was given is empty"),
-        ('""', "what was given is empty"),
-        ("TOKEN", "'TOKEN' only stands for the token"),
-        ("<token>\n", "'<token>' only stands for the token"),
-        ("$TOKEN", "only stands for the token"),
-        ("${TOKEN}", "only stands for the token"),
-        ("your-token", "only stands for the token"),
-        ("qanat-agent join tunnel.example.com --token-file token", "this is a line without a token"),
-        ("echo TOKEN | qanat-agent join tunnel.example.com", "this is a line without a token"),
+        ("", "the input is empty"),
+        (" \n", "the input is empty"),
+        ('""', "the input is empty"),
+        ("TOKEN", "'TOKEN' is only a placeholder for the token"),
+        ("<token>\n", "'<token>' is only a placeholder for the token"),
+        ("$TOKEN", "is only a placeholder for the token"),
+        ("${TOKEN}", "is only a placeholder for the token"),
+        ("your-token", "is only a placeholder for the token"),
+        ("qanat-agent join tunnel.example.com --token-file token", "this is a command without a token"),
+        ("echo TOKEN | qanat-agent join tunnel.example.com", "this is a command without a token"),
         ("hunter2", "does not begin with qanat1_"),
         ("qanat2_abc", "is of another version"),
-        (f"{TEXT} {OTHER_TEXT}", "there are 2 tokens in it; give one"),
+        (f"{TEXT} {OTHER_TEXT}", "the text has 2 tokens; enter one"),
         (TEXT[:-3], "has 108 characters and must have 111"),
-        (f"echo {NAMED_TEXT[:-3]} | qanat-agent join x", "cut off or altered"),
+        (f"echo {NAMED_TEXT[:-3]} | qanat-agent join x", "truncated or altered"),
     ],
 )
 def test_what_is_no_token_says_why(text: str, sentence: str) -> None:

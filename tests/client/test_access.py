@@ -49,7 +49,8 @@ def test_without_a_bundle_local_sockets_are_used(tmp_path: Path) -> None:
         access = find_access(None, {})
     assert access.need_api() == UnixDialer(paths.admin_socket())
     with pytest.raises(
-        CommandError, match=r"no way in: .* nor a server's connect socket .*or set .connect.unix. path"
+        CommandError,
+        match=r"no access to a server: .* nor a server's connect socket .*or set .connect.unix. path",
     ):
         access.need_connect()
 
@@ -94,4 +95,4 @@ def test_a_key_that_does_not_fit_is_told(tmp_path: Path) -> None:
     write_bundle(path, bundle)
     path.write_bytes(path.read_bytes().replace(bundle.key_pem, other))
     assert read_bundle(path)
-    assert "do not fit together" in failure(path)
+    assert "do not match" in failure(path)

@@ -102,7 +102,7 @@ async def test_every_address_that_failed_is_named_with_its_cause(tmp_path: Path)
 
 async def test_a_name_without_an_address_points_at_the_name(tmp_path: Path) -> None:
     said = await unreachable(dialer_to(tmp_path, "no-such-name.invalid:1"))
-    assert "Has the name an address yet, in DNS or in this machine's /etc/hosts?" in said
+    assert "Does the name have an address, in DNS or in this machine's /etc/hosts?" in said
     assert "Does the server run" not in said
 
 

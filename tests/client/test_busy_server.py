@@ -79,7 +79,7 @@ async def test_a_busy_server_is_asked_again(tmp_path: Path, answer: Answer) -> N
 
 async def test_one_that_stays_busy_is_named(tmp_path: Path) -> None:
     async with fake_server(tmp_path) as server, busy_for(999, overloaded, server) as seen:
-        with pytest.raises(ServerUnreachable, match="too many connections that have yet to say who they are"):
+        with pytest.raises(ServerUnreachable, match="too many unauthenticated connections"):
             await dialer_to(tmp_path, seen[0]).dial()
         assert seen[1] > 2
 

@@ -230,7 +230,7 @@ async def test_connect_tells_a_break_from_an_end(server: FakeServer, tmp_path: P
     server.targets["localhost:9"] = break_off
     result = await qanat(tmp_path, "connect", "edge1", "9")
     assert result.returncode == 1
-    assert b"the connection to edge1 localhost:9 broke off" in result.stderr
+    assert b"the connection to edge1 localhost:9 broke:" in result.stderr
 
 
 async def test_connect_refuses_what_is_no_target(server: FakeServer, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_events_of_one_node_as_json(server: FakeServer, tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [{}, {"events": 5}, {"events": [None]}, page(last=0)])
 async def test_nothing_is_said_to_be_nothing(server: FakeServer, tmp_path: Path, answer: object) -> None:
     server.pages["events"] = answer
-    assert (await inside(tmp_path, "events")).stdout.startswith("The server knows of no such event.")
+    assert (await inside(tmp_path, "events")).stdout.startswith("The server has no such event.")
 
 
 async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
         "2026-01-01 12:00:00Z  edge1             lost            ping_timeout    ?[2J",
         "2026-01-01 12:00:00Z  -                 server_started  -               version 1",
     ]
-    assert b"events before these are gone" in said
+    assert b"some events before these are lost" in said
 
 
 async def test_a_follower_ends_when_nothing_reads_it(server: FakeServer, tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ async def test_a_server_that_is_away_is_asked_again(
     monkeypatch.setattr(events, "ask", ask)
     assert await events._ask_newer(object(), "edge1", 5) == page(LOST, last=6)  # type: ignore[arg-type]
     assert trio.current_time() >= 4
-    assert capsys.readouterr().err == "qanat: no way; trying on\n"
+    assert capsys.readouterr().err == "qanat: no way; retrying\n"

@@ -174,7 +174,7 @@ async def test_a_turn_that_never_comes_is_said(autojump_clock: trio.testing.Mock
         for _ in range(3):
             nursery.start_soon(dial)
     assert len(failures) == 3 and trio.current_time() >= 30
-    assert failures[0].startswith("the server at x gave no connection within 30 s")
+    assert failures[0].startswith("no connection to the server at x within 30 s")
 
 
 async def test_many_failures_are_few_lines_and_none_is_left_out(

@@ -82,8 +82,8 @@ async def test_ssh_gets_the_way_the_name_and_its_own_arguments(server: FakeServe
     ("node", "sentence"),
     [
         ("edge_1", "'edge_1' is not a node name"),
-        ("-v", "-v stands before NODE; ssh's options stand behind it"),
-        ("-oProxyCommand=x@edge1", "stands before NODE"),
+        ("-v", "-v comes before NODE; write ssh's options after NODE"),
+        ("-oProxyCommand=x@edge1", "comes before NODE"),
         ("pi@", "'' is not a node name"),
     ],
 )

@@ -14,7 +14,7 @@ from certs.life import ValidityPeriod
 from tests.client.test_commands import GONE, NODE, inside
 from tests.support.fakes.scripted_server import FakeServer, fake_server
 from tests.support.pki.authority import write_user_bundle
-from tunnel_client.status import Own, from_pages, lines_of, page_of
+from tunnel_client.status import UserCertificate, from_pages, lines_of, page_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STATUS = {
@@ -82,9 +82,9 @@ def test_the_page_fits_a_terminal_and_says_which_nodes_are_gone() -> None:
     assert f"  node {name}" in "\n".join(lines)
 
 
-def own(days_left: float) -> Own:
+def own(days_left: float) -> UserCertificate:
     ends = NOW + timedelta(days=days_left)
-    return Own("kim", ValidityPeriod("ab", ends - timedelta(days=100), ends))
+    return UserCertificate("kim", ValidityPeriod("ab", ends - timedelta(days=100), ends))
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ async def test_in_a_pipe_only_changes_are_told(
         "edge2             forgotten",
     ]
     assert all(line[19:20] == "Z" for line in told.splitlines())
-    assert warned.splitlines() == ["qanat: no way; trying on", "qanat: the server answers again"]
+    assert warned.splitlines() == ["qanat: no way; retrying", "qanat: the server answers again"]
 
 
 async def test_one_node_as_json(
@@ -121,7 +121,7 @@ def test_a_screen_shows_what_fits_and_leaves_it_at_the_end(monkeypatch: pytest.M
     shown = screen.getvalue()
     assert shown.startswith("\x1b[H")
     assert shown.count("\n") == 9
-    assert "it is away?[2J; trying on" in shown
+    assert "it is away?[2J; retrying" in shown
     assert "more lines: qanat nodes" in shown
     screen.truncate(0)
     view.leave()

@@ -90,12 +90,12 @@ def test_everything_can_be_set() -> None:
     [
         (
             {"web": {"listen": ["127.0.0.1:1", "0.0.0.0:80"]}},
-            "web.listen: 0.0.0.0:80 is open to others, and the web entrance has no login yet; "
+            "web.listen: 0.0.0.0:80 is reachable from other machines, and the web entrance has no login yet; "
             'listen on loopback: "127.0.0.1:7003"',
         ),
         (
             {"tcp": [{"listen": "[::]:22", "node": "a", "target": "b:1"}]},
-            "tcp#1.listen: [::]:22 is open to others, and a tcp entrance asks nobody who they are; "
+            "tcp#1.listen: [::]:22 is reachable from other machines, and a tcp entrance has no login; "
             'add allow_from = ["10.0.0.0/8"] or listen on loopback',
         ),
         (

@@ -326,7 +326,7 @@ async def test_a_fault_of_ours_ends_the_server_with_its_traceback_in_the_log(tmp
     )
     with trio.fail_after(DEADLINE_SECONDS):
         async with running([sys.executable, "-c", bug, "run", "--config", str(site.config)]) as server:
-            line = await server.line("the server ends by a fault of its own")
+            line = await server.line("the server ends because of a bug")
             assert line["level"] == "critical"
             assert "RuntimeError: a bug" in line["exc_info"]
             assert await server.exit_code() == 1

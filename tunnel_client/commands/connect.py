@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tunnel_client.commands.names import complete_node, complete_target
-from tunnel_client.commands.options import access, bundle_option, parse_wish, run
+from tunnel_client.commands.options import access, bundle_option, parse_request, run
 from tunnel_client.dial import Dialer
 from tunnel_client.stdio import take_stdio
 from tunnel_client.tunnel import TunnelRequest, open_tunnel
@@ -31,16 +31,16 @@ def connect(node: str, target: str, bundle: Path | None) -> None:
       scp -o ProxyCommand='qanat connect edge1 22' image.tar edge1:
       qanat connect edge1 unix:/run/docker.sock < request
     """
-    wish = parse_wish(node, target)
+    request = parse_request(node, target)
     dialer = access(bundle).need_connect()
-    result = run(_connect, dialer, wish)
+    result = run(_connect, dialer, request)
     if result.reason is not Reason.DONE:
-        message = f"the connection to {wish} broke off: {result.detail or result.reason.meaning}"
+        message = f"the connection to {request} broke: {result.detail or result.reason.meaning}"
         raise CommandError(ExitCode.FAILED, message)
 
 
-async def _connect(dialer: Dialer, wish: TunnelRequest) -> RelayResult:
-    async with open_tunnel(dialer, wish) as tunnel:
-        local = take_stdio()  # not before the tunnel stands: nothing of the input is lost to a refusal
+async def _connect(dialer: Dialer, request: TunnelRequest) -> RelayResult:
+    async with open_tunnel(dialer, request) as tunnel:
+        local = take_stdio()  # After the tunnel is open, so that a refusal loses no input.
         await local.send_all(tunnel.first_bytes)
         return await relay(local, tunnel.stream)

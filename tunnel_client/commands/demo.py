@@ -1,4 +1,4 @@
-"""``qanat demo``: everything on this machine, to look at."""
+"""``qanat demo``: a server and an agent on this machine, to try Qanat."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FORM = "--target takes HOST:PORT or unix:/PATH, for example --target 127.0.0.1:
 
 
 @click.command("demo")
-@click.option("--target", metavar="HOST:PORT", help="What to publish instead of the agent's status page.")
-@click.option("--once", is_flag=True, help="Check it through the tunnel and end: exit code 0 or 1.")
+@click.option("--target", metavar="HOST:PORT", help="Publish this instead of the agent's status page.")
+@click.option("--once", is_flag=True, help="Check the demo through the tunnel and end: exit code 0 or 1.")
 def demo(target: str | None, once: bool) -> None:
     """Run a server and an agent on this machine, with fresh certificates in a temporary folder.
 
-    It ends by Ctrl-C, by SIGTERM and with its terminal, and leaves nothing behind.
+    It ends at Ctrl-C, at SIGTERM and with its terminal, and removes all its files.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def demo(target: str | None, once: bool) -> None:
     except* OSError as failed:
         if not ending.is_hung_up(_OUTPUT):
             raise
-        settle_output()  # the terminal is gone, so no message about the failure can arrive
+        settle_output()  # The terminal has closed, so the user cannot see a message.
         raise SystemExit(ExitCode.FAILED) from failed
     click.get_current_context().exit(code)
 
@@ -69,47 +69,50 @@ def _first(group: BaseExceptionGroup[CommandError]) -> CommandError:
 
 
 async def _until_signal(target: Target | None, once: bool) -> int:
-    """Returns the exit code. Signals end it from before the first file is made until the last is removed."""
+    """Run the demo until a signal, and return the exit code.
+
+    Signals are handled from before the first file is written until the last one is removed.
+    """
     ended: list[int] = []
-    hurry = trio.Event()
+    kill_now = trio.Event()
     with trio.open_signal_receiver(*ending.ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(_take_signals, signals, ended, scope, hurry)
+                nursery.start_soon(_take_signals, signals, ended, scope, kill_now)
                 nursery.start_soon(_end_with_output, ended, scope)
-                await _demo(target, once, hurry)
+                await _demo(target, once, kill_now)
             nursery.cancel_scope.cancel()
     if not ended:
         return ExitCode.OK
     if ended[0] == signal.SIGINT:
-        click.echo("\nEnded; nothing is left.")
+        click.echo("\nEnded; all files are removed.")
     return ending.exit_code_of(ended[0])
 
 
 async def _take_signals(
-    signals: AsyncIterator[int], ended: list[int], scope: trio.CancelScope, hurry: trio.Event
+    signals: AsyncIterator[int], ended: list[int], scope: trio.CancelScope, kill_now: trio.Event
 ) -> None:
-    """The first signal ends the demo; a second one kills what would have ended by itself."""
+    """End the demo at the first signal. At the second signal, kill programs that are still ending."""
     async for number in signals:
         if ended:
-            hurry.set()
+            kill_now.set()
         ended.append(number)
         scope.cancel()
 
 
 async def _end_with_output(ended: list[int], scope: trio.CancelScope) -> None:
-    """A terminal or a pipe that is closed ends the demo, also where no SIGHUP comes, as behind ssh."""
+    """End the demo when its terminal or pipe closes, even without a SIGHUP, for example under ssh."""
     await ending.wait_hung_up(_OUTPUT)
     ended.append(signal.SIGHUP)
     scope.cancel()
 
 
-async def _demo(target: Target | None, once: bool, hurry: trio.Event) -> None:
+async def _demo(target: Target | None, once: bool, kill_now: trio.Event) -> None:
     if target is not None:
         await check_target(target)
     click.echo("Making certificates, starting a server and an agent ...")
     started = time.monotonic()
-    async with running_demo(target, hurry) as running:
+    async with running_demo(target, kill_now) as running:
         click.echo(f"{_attached(running, time.monotonic() - started)}\n")
         if not once:
             click.echo("\n".join(_welcome(running, os.environ)))
@@ -118,8 +121,8 @@ async def _demo(target: Target | None, once: bool, hurry: trio.Event) -> None:
     for what, worked in results:
         click.echo(f"{'PASS' if worked else 'FAIL'}  {what}")
     if not all(worked for _, worked in results):
-        raise CommandError(ExitCode.FAILED, "the demo does not do what it promises")
-    click.echo("\nEnded; nothing is left. Without --once it stays, with a URL to open.")
+        raise CommandError(ExitCode.FAILED, "a check of the demo failed")
+    click.echo("\nEnded; all files are removed. Without --once the demo keeps running, with a URL to open.")
 
 
 def _attached(running: Demo, seconds: float) -> str:
@@ -130,21 +133,21 @@ def _attached(running: Demo, seconds: float) -> str:
 def _welcome(running: Demo, environ: Mapping[str, str]) -> Iterator[str]:
     yield f"Open in a browser:\n  {styled(running.url, bold=True)}"
     if line := forward_line(running.ports["web"], environ):
-        yield f"You came by ssh: run this where the browser is, and open the URL there:\n  {line}"
+        yield f"You are connected by ssh: run this where the browser is, and open the URL there:\n  {line}"
     other = ["wget", "-qO-", f"--header=Host: {running.host}", f"http://127.0.0.1:{running.ports['web']}/"]
     yield "\nOr paste:"
     yield from (f"  {shlex.join(command)}" for command in running.commands())
-    yield "\nBrowsers and curl resolve *.localhost by themselves. For other programs, name the host:"
+    yield "\nBrowsers and curl resolve *.localhost by themselves. For other programs, pass the host name:"
     yield f"  {shlex.join(other)}"
     if running.service == "status":
-        yield "\nAdd --target HOST:PORT to publish a program of yours, for example --target 127.0.0.1:8080."
-    yield "\nCtrl-C ends it and leaves nothing behind."
+        yield "\nAdd --target HOST:PORT to publish your own program, for example --target 127.0.0.1:8080."
+    yield "\nCtrl-C ends it and removes all its files."
 
 
 def forward_line(port: int, environ: Mapping[str, str]) -> str:
-    """The ssh command that brings a port of this machine to where its user sits; empty without ssh.
+    """Return the ssh command that forwards a port of this machine to the user's machine; empty without ssh.
 
-    The addresses are those that this machine sees: behind NAT the name that was dialled counts.
+    The command has the address that this machine sees. Behind NAT the user must replace it.
     """
     fields = environ.get("SSH_CONNECTION", "").split()  # client, its port, server, its port: ssh(1)
     if len(fields) != 4:
@@ -159,5 +162,5 @@ def forward_line(port: int, environ: Mapping[str, str]) -> str:
 def _user_name() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as in a container
+    except (KeyError, OSError):  # The user id has no name, for example in a container.
         return ""

@@ -1,4 +1,4 @@
-"""``qanat events``: what befell the nodes, as a list or as it happens."""
+"""``qanat events``: events of nodes, as a list or as they happen."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from tunnel_core.runtime.ending import STANDARD_OUTPUT, wait_writable
 
 _POLL_SECONDS = 25
 _RETRY_SECONDS = 2.0
-_BREATH_SECONDS = 0.2
-"""Between two questions, whatever the server answers: a storm of events costs a few connections."""
-_GAP = "events before these are gone: the server keeps no more"
+_PAUSE_SECONDS = 0.2
+"""Pause between two requests, so that a storm of events costs few connections."""
+_GAP = "some events before these are lost, because the server keeps a bounded number"
 
 
 @click.command("events")
 @click.argument("node", default="", shell_complete=complete_node)
-@click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Print new events as they happen, until Ctrl-C.")
 @wide_option
 @bundle_option
 @json_option
 def events(node: str, follow: bool, wide: bool, bundle: Path | None, as_json: bool) -> None:
-    """List when nodes attached, were lost, came back, and why; with NODE those of one node.
+    """List when and why nodes attached, lost their link and resumed; with NODE, only of this node.
 
-    Without NODE also when the server was started and stopped. The server keeps the last 10,000. --follow
-    goes on over a restart of the server; with --json it prints one event a line.
+    Without NODE the list also has starts and stops of the server. The server keeps the last 10,000 events.
+    --follow continues after a restart of the server; with --json it prints one event a line.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def _page(node: str, **more: int) -> str:
 
 
 def _list(answer: Mapping[str, Any], as_json: bool, wide: bool) -> None:
-    nothing = "The server knows of no such event."
+    nothing = "The server has no such event."
     rows = map(event_row, items_of(answer, "events"))
     show_list(answer, EVENTS, rows, nothing, as_json=as_json, wide=wide)
 
@@ -68,25 +68,25 @@ async def _follow(dialer: Dialer, node: str, as_json: bool) -> None:
     answer = await ask(dialer, _page(node))
     while True:
         for event in items_of(answer, "events"):
-            await wait_writable(STANDARD_OUTPUT)  # so that a signal ends this while its reader stands still
+            await wait_writable(STANDARD_OUTPUT)  # A signal can end this wait if the reader has stopped.
             click.echo(json.dumps(event) if as_json else _line(event))
-        await trio.sleep(_BREATH_SECONDS)
+        await trio.sleep(_PAUSE_SECONDS)
         answer = await _ask_newer(dialer, node, _last_of(answer))
         if answer.get("gap"):
             click.echo(f"qanat: {_GAP}", err=True)
 
 
 async def _ask_newer(dialer: Dialer, node: str, after: int) -> dict[str, Any]:
-    """The next answer, from a server that may be away for a while."""
-    told = False
+    """Return the next answer. Retry while the server is unreachable."""
+    is_reported = False
     while True:
         try:
             page = _page(node, after=after, wait=_POLL_SECONDS)
             return await ask(dialer, page, wait_seconds=_POLL_SECONDS)
         except ServerUnreachable as error:
-            if not told:
-                click.echo(f"qanat: {printable(str(error))}; trying on", err=True)
-            told = True
+            if not is_reported:
+                click.echo(f"qanat: {printable(str(error))}; retrying", err=True)
+            is_reported = True
             await trio.sleep(_RETRY_SECONDS)
 
 
@@ -96,6 +96,6 @@ def _last_of(answer: Mapping[str, Any]) -> int:
 
 
 def _line(event: Mapping[str, Any]) -> str:
-    """Columns as wide as most need, because those to come are not known."""
+    """Return an event as a line. The columns have fixed widths, because later events are not known yet."""
     time, node, kind, reason, detail = map(printable, event_row(event))
     return f"{time}  {node or '-':<16}  {kind:<14}  {reason or '-':<14}  {detail}".rstrip()

@@ -10,7 +10,7 @@ import trio
 
 from tunnel_client.access import Access
 from tunnel_client.commands.names import complete_node, complete_target
-from tunnel_client.commands.options import access, bundle_option, json_option, parse_wish, run
+from tunnel_client.commands.options import access, bundle_option, json_option, parse_request, run
 from tunnel_client.forwarding import MAX_CONNECTIONS, connections_for, listen
 from tunnel_client.forwarding import forward as serve_forward
 from tunnel_client.node_facts import Item, ask_node, category_of, items_of, text_of
@@ -44,14 +44,14 @@ _PLAIN_PORTS = frozenset({25, 143, 1883, 5672, 9092})
     type=click.IntRange(1, 65_536),
     default=MAX_CONNECTIONS,
     show_default=True,
-    help="Connections at once. One more is reset, with a line on standard error.",
+    help="Connections at once. Further ones are reset, with a line on standard error.",
 )
 @bundle_option
 @json_option
 def forward(
     node: str, target: str, local: str, max_connections: int, bundle: Path | None, as_json: bool
 ) -> None:
-    """Listen on LOCAL and carry every connection to TARGET on NODE, until Ctrl-C.
+    """Listen on LOCAL and forward every connection to TARGET on NODE, until Ctrl-C.
 
     TARGET is a port of the node, host:port, [v6]:port, unix:/path, or a service's name.
     LOCAL is a port or an address with a port; without it the system chooses a port on 127.0.0.1.
@@ -63,62 +63,63 @@ def forward(
       qanat forward edge1 db.local:5432 127.0.0.1:5432
       qanat forward edge1 unix:/run/docker.sock 2375
     """
-    wish = parse_wish(node, target)
+    request = parse_request(node, target)
     host, port = _local(local)
-    run(_forward, access(bundle), wish, host, port, _carried(max_connections), as_json)
+    run(_forward, access(bundle), request, host, port, _possible_connections(max_connections), as_json)
 
 
 def _local(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     try:
-        # Port 0 is no port to connect to, so the parser of addresses knows no such thing.
+        # The parser of addresses refuses port 0, because a client cannot connect to it.
         name, number = split_host_port(f"{host or '127.0.0.1'}:{'1' if port == '0' else port}")
     except ValueError as error:
         raise CommandError(ExitCode.USAGE, f"LOCAL: {error}; write a port or host:port") from None
     return name, 0 if port == "0" else number
 
 
-def _carried(wanted: int) -> int:
-    """Return how many connections this process can carry; report it if that is fewer than ``wanted``."""
+def _possible_connections(wanted: int) -> int:
+    """Return the number of connections that this process can have. Report a number below ``wanted``."""
     limit = raise_descriptor_limit()
-    most = connections_for(limit.now, wanted)
-    if most < wanted:
+    possible = connections_for(limit.now, wanted)
+    if possible < wanted:
         _report(
-            f"{limit.now} file descriptors carry {most} connections at once, not {wanted}; see: ulimit -n"
+            f"{limit.now} file descriptors suffice for {possible} connections at once, not {wanted};"
+            " see: ulimit -n"
         )
-    return most
+    return possible
 
 
 async def _forward(
-    ways: Access, wish: TunnelRequest, host: str, port: int, max_connections: int, as_json: bool
+    entrances: Access, request: TunnelRequest, host: str, port: int, max_connections: int, as_json: bool
 ) -> None:
-    dialer = ways.need_connect()
-    await _refuse_what_cannot_work(ways, wish)
+    dialer = entrances.need_connect()
+    await _check_node(entrances, request)
     listener = await _listen(host, port)
-    queue_standard_error()  # each connection that fails writes a line
+    queue_standard_error()  # Each connection that fails writes a line.
     with trio.open_signal_receiver(*ending_signals()) as signals:
         async with trio.open_nursery() as nursery:
-            _announce(listener, wish, as_json)
-            nursery.start_soon(serve_forward, listener, dialer, wish, _report, max_connections)
+            _announce(listener, request, as_json)
+            nursery.start_soon(serve_forward, listener, dialer, request, _report, max_connections)
             await anext(signals)
             nursery.cancel_scope.cancel()
 
 
-async def _refuse_what_cannot_work(ways: Access, wish: TunnelRequest) -> None:
-    """Raises ``Refused`` at once with what each connection would be told.
+async def _check_node(entrances: Access, request: TunnelRequest) -> None:
+    """Raise ``Refused`` now if every connection would be refused.
 
-    Where the API is out of reach, each connection is told by itself.
+    If the API cannot be reached, each connection gets its own refusal later.
     """
-    if ways.api is None:
+    if entrances.api is None:
         return
-    node = (await ask_node(ways.api, wish.node)).get("node") or {}
+    node = (await ask_node(entrances.api, request.node)).get("node") or {}
     category = category_of(node)
     if category is StateCategory.ABSENT:
-        raise _why_absent(node, text_of(node, "name") or wish.node)
+        raise _why_absent(node, text_of(node, "name") or request.node)
     if category is StateCategory.WAITING:
-        _report(f"node {wish.node} has lost its link; connections work when it is back; see: qanat nodes")
+        _report(f"node {request.node} has lost its link; connections wait for it; see: qanat nodes")
     if category is StateCategory.REACHABLE:
-        _refuse_unknown_service(node, wish)
+        _refuse_unknown_service(node, request)
 
 
 def _why_absent(node: Item, name: str) -> Refused:
@@ -128,13 +129,13 @@ def _why_absent(node: Item, name: str) -> Refused:
     return Refused(Reason.NODE_NOT_ATTACHED, f"node {name} has no agent attached; see: qanat nodes")
 
 
-def _refuse_unknown_service(node: Item, wish: TunnelRequest) -> None:
-    """Raises ``Refused`` if the node is known not to publish the service that is wanted."""
-    if not wish.target.service or not isinstance(node.get("services"), list):
+def _refuse_unknown_service(node: Item, request: TunnelRequest) -> None:
+    """Raise ``Refused`` if the node does not publish the requested service."""
+    if not request.target.service or not isinstance(node.get("services"), list):
         return
-    names = sorted(text_of(one, "name") for one in items_of(node, "services"))
-    if wish.target.service not in names:
-        detail = f"node {wish.node} publishes no service {wish.target.service}"
+    names = sorted(text_of(service, "name") for service in items_of(node, "services"))
+    if request.target.service not in names:
+        detail = f"node {request.node} publishes no service {request.target.service}"
         raise Refused(Reason.UNKNOWN_SERVICE, f"{detail}; it publishes: {', '.join(names) or 'none'}")
 
 
@@ -146,30 +147,30 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
         raise CommandError(ExitCode.FAILED, message) from None
 
 
-def _announce(listener: trio.SocketListener, wish: TunnelRequest, as_json: bool) -> None:
+def _announce(listener: trio.SocketListener, request: TunnelRequest, as_json: bool) -> None:
     host, port, *_ = listener.socket.getsockname()
     address = ListenAddress(host, port)
     if as_json:
-        print_json({"listen": str(address), "node": wish.node, "target": str(wish.target)})
+        print_json({"listen": str(address), "node": request.node, "target": str(request.target)})
         return
     if not address.is_loopback:
-        click.echo(f"Whoever reaches {address} comes in as you.", err=True)
-    click.echo(f"{address} leads to {wish.target} on {wish.node} until Ctrl-C. Try:")
-    click.echo(f"  {command_for(wish, host, port)}")
+        click.echo(f"Every client that reaches {address} uses your access.", err=True)
+    click.echo(f"{address} leads to {request.target} on {request.node} until Ctrl-C. Try:")
+    click.echo(f"  {command_for(request, host, port)}")
 
 
-def command_for(wish: TunnelRequest, host: str, port: int) -> str:
-    """A command to paste that speaks what is probably spoken at the target."""
+def command_for(request: TunnelRequest, host: str, port: int) -> str:
+    """Return a command to paste, for the protocol that is usual on the target's port."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    known = _COMMANDS.get(wish.target.port)
+    known = _COMMANDS.get(request.target.port)
     if known:
         return known.format(host=host, port=port)
-    if wish.target.port in _PLAIN_PORTS:
+    if request.target.port in _PLAIN_PORTS:
         return f"nc {host} {port}"
-    secure = wish.target.port in _HTTPS_PORTS
-    return f"curl {'-k https' if secure else 'http'}://{join_host_port(host, port)}/"
+    is_https = request.target.port in _HTTPS_PORTS
+    return f"curl {'-k https' if is_https else 'http'}://{join_host_port(host, port)}/"
 
 
 def _report(sentence: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that was closed ends no connection
+    with contextlib.suppress(OSError):  # A closed terminal must not end connections.
         click.echo(f"qanat: {printable(sentence)}", err=True)

@@ -1,4 +1,4 @@
-"""``qanat services``, ``sessions``, ``streams`` and ``version``: what the server knows, as tables or JSON."""
+"""``qanat services``, ``sessions``, ``streams`` and ``version``, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _VERSIONS = Table(("what", "version"))
 @bundle_option
 @json_option
 def services(wide: bool, bundle: Path | None, as_json: bool) -> None:
-    """List the services that the nodes publish, with the state of each node.
+    """List the services that nodes publish, with the state of each node.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def services(wide: bool, bundle: Path | None, as_json: bool) -> None:
     """
     nodes = items_of(run(ask_nodes, access(bundle).need_api()), "nodes")
     rows = (row for node in nodes for row in service_rows(node))
-    answer = {"services": [service | _whose(node) for node in nodes for service in _services(node)]}
+    answer = {"services": [service | _node_fields(node) for node in nodes for service in _services(node)]}
     show_list(answer, SERVICES, rows, "No node publishes a service now.", as_json=as_json, wide=wide)
 
 
@@ -51,7 +51,7 @@ def _services(node: Item) -> list[dict[str, Any]]:
     return [dict(service) for service in items_of(node, "services")]
 
 
-def _whose(node: Item) -> dict[str, Any]:
+def _node_fields(node: Item) -> dict[str, Any]:
     return {"node": node.get("name"), "state": node.get("state")}
 
 
@@ -60,7 +60,7 @@ def _whose(node: Item) -> dict[str, Any]:
 @bundle_option
 @json_option
 def sessions(wide: bool, bundle: Path | None, as_json: bool) -> None:
-    """List the sessions of the nodes that are attached now.
+    """List the sessions of attached nodes.
 
     \b
     Example:
@@ -76,7 +76,7 @@ def sessions(wide: bool, bundle: Path | None, as_json: bool) -> None:
 @bundle_option
 @json_option
 def streams(wide: bool, bundle: Path | None, as_json: bool) -> None:
-    """List the connections that run through the tunnel now.
+    """List the open streams: connections of users to targets.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Names that a shell completes: nodes and services, as the server knows them now."""
+"""Shell completion of node and service names, from the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunnel_core.cli.completed_names import answer_in_time, items_beginning
 
 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the nodes whose names begin with what was typed."""
+    """Return the nodes whose names begin with ``incomplete``."""
     nodes = items_of(_answer(context, lambda api: ask(api, "nodes?brief=1")), "nodes")
     names = ((text_of(node, "name"), printable(state_of(node))) for node in nodes)
     return items_beginning(names, incomplete)
@@ -26,7 +26,7 @@ def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -
 def complete_login(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The same for ``user@node``."""
+    """Return the completions of ``user@node``."""
     user, at, node = incomplete.rpartition("@")
     found = complete_node(context, parameter, node)
     return [CompletionItem(f"{user}{at}{item.value}", help=item.help) for item in found]
@@ -35,7 +35,7 @@ def complete_login(
 def complete_behind_at(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Return nodes behind ``user@`` in bash, where ``@`` begins a word; else nothing."""
+    """Return the nodes after ``user@`` in bash, where ``@`` begins a word. Return nothing otherwise."""
     before = context.params.get("arguments") or ()
     typed = incomplete if before == ("@",) else incomplete[1:] if incomplete[:1] == "@" else None
     if typed is None or before not in ((), ("@",)):
@@ -45,7 +45,7 @@ def complete_behind_at(
 
 
 def complete_target(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the services of the node that was typed before."""
+    """Return the services of the node that the command line names."""
     name = str(context.params.get("node") or "")
     node = _answer(context, lambda api: ask_node(api, name)).get("node") if name else None
     services = items_of(node if isinstance(node, dict) else {}, "services")

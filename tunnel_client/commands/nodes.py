@@ -1,4 +1,4 @@
-"""``qanat nodes``: all nodes as a table, one node in full, or what changes."""
+"""``qanat nodes``: all nodes as a table, one node in full, or changes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tunnel_core.cli.tables import show_list, wide_option
 
 @click.command("nodes")
 @click.argument("node", default="", shell_complete=complete_node)
-@click.option("--watch", "-w", is_flag=True, help="Go on with what changes, until Ctrl-C.")
+@click.option("--watch", "-w", is_flag=True, help="Show changes until Ctrl-C.")
 @wide_option
 @bundle_option
 @json_option
 def nodes(node: str, watch: bool, wide: bool, bundle: Path | None, as_json: bool) -> None:
-    """List the nodes that the server knows, and what a request to each would meet; with NODE, one in full.
+    """List the nodes that the server knows, with their state; with NODE, show one node in full.
 
-    attached; degraded: it answers late; grace: its link is lost, and its streams wait; gone: it has
-    no agent attached; never attached. Beside it: for how long, and why. "duplicate": two agents attach as
-    this node. "revoked": it is shut out.
+    States: attached; degraded, it answers late; grace, its link is lost and its streams wait; gone, no
+    agent is attached; never attached. Then follow the duration and the reason. "duplicate": two agents
+    attach as this node. "revoked": the server refuses its agent.
 
     --watch refreshes the table in place. In a pipe, and with --json, it prints a line for each node
-    that changes. It goes on over a restart of the server.
+    that changes. It continues after a restart of the server.
 
     \b
     Examples:

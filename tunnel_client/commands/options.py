@@ -1,4 +1,4 @@
-"""Options and endings that the subcommands share."""
+"""Options and error handling that the subcommands share."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ T = TypeVar("T")
 bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
-    help="The bundle to come in with. [default: $QANAT_BUNDLE, your config folder's, a local socket]",
+    help="The bundle with your certificate. [default: $QANAT_BUNDLE, your config folder's, a local socket]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def access(bundle: Path | None) -> Access:
-    """The way in by this subcommand's ``--bundle``, or by the one before the subcommand's name."""
+    """Return the access by ``--bundle`` after or before the subcommand's name. Raises ``CommandError``."""
     return find_access(named_bundle(bundle))
 
 
 def named_bundle(bundle: Path | None) -> Path | None:
-    """The bundle that the command line names, in either place."""
+    """Return the bundle that the command line names, after or before the subcommand's name."""
     named: Path | None = bundle or click.get_current_context().find_root().params.get("bundle")
     return named
 
 
-def parse_wish(node: str, target: str) -> TunnelRequest:
+def parse_request(node: str, target: str) -> TunnelRequest:
+    """Parse the arguments NODE and TARGET. Raises ``CommandError``."""
     if not is_node_name(node):
         raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, node))
     try:
@@ -53,7 +54,7 @@ def parse_wish(node: str, target: str) -> TunnelRequest:
 
 
 def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs the function in trio; what it raises ends the command with its exit code."""
+    """Run the function in trio. Raise its ``Refused`` and ``ServerUnreachable`` as ``CommandError``."""
 
     async def call() -> T:
         return await function(*args, **kwargs)
@@ -67,10 +68,10 @@ def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) 
 
 
 def run_until_signal(function: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Run the function until it ends, or a signal or a closed standard output ends it.
+    """Run the function until its end, a signal, or a closed standard output.
 
-    A signal is its ordinary end. Without a reader of the output the exit code is 1: else
-    ``events --follow | head -1`` would wait for the next event to find its reader gone.
+    A signal is the ordinary end. If standard output closes, the exit code is 1. So
+    ``events --follow | head -1`` ends at once, and not only at the next event.
     """
 
     async def call() -> None:
@@ -90,7 +91,7 @@ async def _until_signal(function: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(_cancel_without_reader, nursery.cancel_scope)
             try:
                 await function()
-            except Exception as error:  # out of the nursery, which would wrap it in a group
+            except Exception as error:  # Raised after the nursery, which would wrap it in a group.
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None and not is_hung_up(STANDARD_OUTPUT):

@@ -1,4 +1,4 @@
-"""``qanat ssh``: the machine's own ssh, to a node."""
+"""``qanat ssh``: run this machine's ssh through the tunnel."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _PACKAGES = (
 )
 @bundle_option
 def ssh(node: str, arguments: tuple[str, ...], bundle: Path | None) -> None:
-    """Log in to NODE with this machine's ssh, whose connection goes through the tunnel.
+    """Log in to NODE with this machine's ssh, through the tunnel.
 
-    Everything behind NODE is ssh's: options, and the command to run there. The exit code is ssh's too.
-    The node allows its SSH port, localhost:22. ~/.ssh/known_hosts knows it by the name that you type.
+    All arguments after NODE go to ssh: options, and the command to run there. The exit code is ssh's.
+    The node must allow its SSH port, localhost:22. ~/.ssh/known_hosts lists it by the name that you type.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def ssh(node: str, arguments: tuple[str, ...], bundle: Path | None) -> None:
     """
     user, _, name = node.rpartition("@")
     if node.startswith("-"):
-        raise CommandError(ExitCode.USAGE, f"{node[:80]} stands before NODE; ssh's options stand behind it")
+        raise CommandError(ExitCode.USAGE, f"{node[:80]} comes before NODE; write ssh's options after NODE")
     if not is_node_name(name):
         raise CommandError(ExitCode.USAGE, why_no_name(Role.NODE, name))
     access(bundle).need_connect()
@@ -59,19 +59,22 @@ def ssh(node: str, arguments: tuple[str, ...], bundle: Path | None) -> None:
 
 
 def options(name: str, bundle: Path | None) -> list[str]:
-    """Return the options that lead ssh through the tunnel; later ones of the same name do not count."""
+    """Return the options that connect ssh through the tunnel. ssh ignores later options of the same name."""
     proxy = [sys.executable, "-P", "-m", "tunnel_client", "connect"]
     proxy += ["--bundle", str(bundle.absolute())] if bundle else []
-    # Of the words only the port is ssh's to fill in.
+    # ssh must expand only %p, the port.
     command = shlex.join([*proxy, name]).replace("%", "%%") + " %p"
     return ["-o", f"ProxyCommand={command}", "-o", f"HostKeyAlias={name}"]
 
 
 def _become(command: list[str]) -> NoReturn:
-    """Run ssh in place of this process: signals, terminal and exit code are then its own."""
+    """Replace this process by ssh, so that signals, terminal and exit code are ssh's.
+
+    Raises ``CommandError``.
+    """
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)  # Python ignores both, and exec keeps that
+        signal.signal(number, signal.SIG_DFL)  # Python ignores both signals, and exec keeps ignored signals.
     try:
-        os.execv(command[0], command)  # noqa: S606 - no shell; the words are the user's own
+        os.execv(command[0], command)  # noqa: S606 - no shell; the user wrote the words
     except OSError as error:
         raise CommandError(ExitCode.FAILED, f"{command[0]} cannot be started: {error.strerror}") from None

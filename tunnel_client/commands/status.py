@@ -15,7 +15,7 @@ from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, named_bundle, run
 from tunnel_client.dial import Dialer
 from tunnel_client.node_facts import ask_if_there
-from tunnel_client.status import Own, from_pages, lines_of, page_of
+from tunnel_client.status import UserCertificate, from_pages, lines_of, page_of
 from tunnel_core.cli.command_line import print_json
 from tunnel_core.cli.terminal import line_width
 
@@ -24,9 +24,9 @@ from tunnel_core.cli.terminal import line_width
 @bundle_option
 @json_option
 def status(bundle: Path | None, as_json: bool) -> None:
-    """Show the server, how its nodes stand, when certificates end, and what needs attention with the cure.
+    """Show the server, its nodes, the ends of certificates, and warnings with their cures.
 
-    Exits with 0 if the server answers; for scripts, "warnings" of --json is empty if all is well.
+    The exit code is 0 if the server answers. For scripts: "warnings" of --json is empty without a problem.
 
     \b
     Examples:
@@ -46,6 +46,6 @@ async def _ask_status(dialer: Dialer) -> dict[str, Any]:
     return from_pages(version, nodes, await ask_if_there(dialer, "streams"))
 
 
-def _own(bundle: Path | None) -> Own | None:
-    found = own_bundle(named_bundle(bundle))
-    return Own(found.identity.name, life_of(found.chain_pem)) if found else None
+def _own(bundle: Path | None) -> UserCertificate | None:
+    own = own_bundle(named_bundle(bundle))
+    return UserCertificate(own.identity.name, life_of(own.chain_pem)) if own else None

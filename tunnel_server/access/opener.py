@@ -1,6 +1,6 @@
-"""The steps that every entrance ends in: authorise, open on the node's link, relay, write it down.
+"""Opening of user streams, common to all entrances: authorise, open on the node's session, relay, record.
 
-An entrance brings who the user is and what the route is; nothing here knows how either was told.
+An entrance authenticates the user and finds the route. This module does not depend on how it did so.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tunnel_server.nodes.registry import Nodes
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """What an authenticated user wants to reach, and how he came: ``source`` is his address or uid.
+    """Request of an authenticated user for a stream. ``source`` is the user's address or uid.
 
-    ``target_tls``: this server reads the user's bytes as HTTP, so the agent speaks TLS to an https service.
-    Without it the bytes pass as they are, because the TLS is the user's own.
+    With ``target_tls`` the agent speaks TLS to an https service, because this server reads the user's bytes
+    as plain HTTP. Without ``target_tls`` the bytes pass unchanged, because any TLS is the user's own.
     """
 
     user: User
@@ -39,13 +39,14 @@ class StreamRequest:
 
 
 class NotOpened(Refused):
-    """An authenticated user was refused a stream, and that is written down already."""
+    """Refusal of a stream to an authenticated user. The refusal is already recorded."""
 
 
 class Opener:
-    """Opens streams for all entrances. ``standing`` ends those whose user has to go.
+    """Open streams for all entrances.
 
-    ``half_closed_seconds``: as ``relay`` takes it.
+    ``credential_watch`` ends the streams of a user whose certificate is revoked or expires.
+    ``half_closed_seconds`` is how long a half-closed stream may carry no byte; None sets no bound.
     """
 
     def __init__(
@@ -54,26 +55,27 @@ class Opener:
         records: StreamRecorder,
         *,
         trust_domain: str,
-        standing: CredentialWatch,
+        credential_watch: CredentialWatch,
         half_closed_seconds: float | None = None,
     ) -> None:
-        self._standing = standing
+        self._credential_watch = credential_watch
         self.half_closed_seconds = half_closed_seconds
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
 
     @asynccontextmanager
-    async def open(self, wish: StreamRequest, early_data: bytes = b"") -> AsyncIterator[UserStream]:
-        """A stream to what is wished, before the far dial is answered; writes down how it ended.
+    async def open(self, request: StreamRequest, early_data: bytes = b"") -> AsyncIterator[UserStream]:
+        """Open the requested stream without waiting for the agent's dial, and record how the stream ended.
 
-        Raises ``NotOpened``, also for a ``Refused`` of the block, with the reason that is written down. The
-        stream is closed when the block ends, and reset when it raises.
+        The stream is closed when the block ends, and reset when the block raises or is cancelled. Raises
+        ``NotOpened``, also if the block raises ``Refused``, with the recorded reason.
         """
-        user_stream = UserStream(self, wish)
-        self._begin(user_stream, wish, early_data)
-        certificate = wish.user.certificate
-        entry = self._standing.register(certificate, user_stream.revoke) if certificate is not None else None
+        user_stream = UserStream(self, request)
+        self._begin(user_stream, request, early_data)
+        certificate = request.user.certificate
+        watch = self._credential_watch
+        entry = watch.register(certificate, user_stream.revoke) if certificate is not None else None
         try:
             try:
                 yield user_stream
@@ -90,49 +92,54 @@ class Opener:
         finally:
             user_stream.record_end()
 
-    def _begin(self, user_stream: UserStream, wish: StreamRequest, early_data: bytes) -> None:
+    def _begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> None:
         try:
-            authorise(wish.user, wish.route, self.trust_domain)
-            link = self.nodes.session_of(wish.route.node)
-            user_stream.stream = link.open(
-                wish.route.target,
-                user=wish.user.name,
-                entrance=wish.entrance,
+            authorise(request.user, request.route, self.trust_domain)
+            session = self.nodes.session_of(request.route.node)
+            user_stream.stream = session.open(
+                request.route.target,
+                user=request.user.name,
+                entrance=request.entrance,
                 early_data=early_data,
-                target_tls=wish.target_tls,
+                target_tls=request.target_tls,
                 on_opened=user_stream.note_opened,
             )
         except Refused as refused:
-            self.records.not_opened(_facts(wish, "", str(wish.route.target)), refused)
+            self.records.not_opened(_facts(request, "", str(request.route.target)), refused)
             raise NotOpened(refused.reason, refused.detail) from None
 
 
-def _facts(wish: StreamRequest, stream_id: str, target: str) -> StreamFacts:
-    return StreamFacts(stream_id, wish.user.name, wish.route.node, target, wish.entrance, wish.source)
+def _facts(request: StreamRequest, stream_id: str, target: str) -> StreamFacts:
+    return StreamFacts(
+        stream_id, request.user.name, request.route.node, target, request.entrance, request.source
+    )
 
 
 class UserStream:
-    """One stream on its way through an entrance. ``stream`` is there once the opener began."""
+    """One user's stream through an entrance. ``Opener.open`` sets ``stream``."""
 
     stream: TunnelStream
 
-    def __init__(self, opener: Opener, wish: StreamRequest) -> None:
+    def __init__(self, opener: Opener, request: StreamRequest) -> None:
         self._opener = opener
-        self._wish = wish
-        self._asked_at = trio.current_time()
+        self._request = request
+        self._requested_at = trio.current_time()
         self._opened: StreamFacts | None = None
-        self._spoke = False
+        self._has_first_byte = False
         self._reason = Reason.DONE
         self._detail = ""
 
     def note_opened(self) -> None:
-        """The far dial succeeded: called by the link, once."""
-        self._opened = _facts(self._wish, self.stream.id, self.stream.target)
-        seconds = trio.current_time() - self._asked_at
+        """Record that the agent has dialled the target. The session calls this once."""
+        self._opened = _facts(self._request, self.stream.id, self.stream.target)
+        seconds = trio.current_time() - self._requested_at
         self._opener.records.opened(self._opened, seconds, self.stream.address)
 
     async def relay(self, user: trio.abc.Stream) -> None:
-        """Joins the user's side and the stream until both have ended. Raises nothing of its own."""
+        """Copy bytes between ``user`` and the stream until both directions have ended.
+
+        Raises only ``Cancelled``. An error of either side becomes the recorded reason.
+        """
         result = await relay(
             user,
             self.stream,
@@ -142,52 +149,55 @@ class UserStream:
         self.end(result.reason, result.detail)
 
     def first_byte(self) -> None:
-        """The target's first byte is here. Only the first call counts."""
-        if self._spoke:
+        """Record the arrival of the target's first byte. Only the first call counts."""
+        if self._has_first_byte:
             return
-        self._spoke = True
-        seconds = trio.current_time() - self._asked_at
-        self._opener.records.first_byte(self._wish.entrance, seconds)
+        self._has_first_byte = True
+        seconds = trio.current_time() - self._requested_at
+        self._opener.records.first_byte(self._request.entrance, seconds)
 
     def end(self, reason: Reason, detail: str = "") -> None:
-        """Notes how it ended; the first word counts."""
+        """Note why the stream ended. Only the first reason counts."""
         if self._reason is Reason.DONE:
             self._reason, self._detail = reason, detail
 
     def fail(self, error: BaseException) -> None:
-        """Notes the end by an exception and resets the stream with its reason."""
+        """Reset the stream because of ``error``, with the reason that belongs to the error."""
         reason, detail = reason_of(error)
         self.end(reason, detail)
         self.stream.reset(self._reason, self._detail)
 
     @property
     def verdict(self) -> tuple[Reason, str]:
-        """Why it ended, and the sentence: the same for the log, the metric and the user."""
+        """Reason and sentence of the end, the same for the log, the metric and the user."""
         return self._reason, self._detail
 
     def revoke(self, refused: Refused) -> None:
-        """Its user has to go: both sides are broken off at once, the user's too."""
+        """Reset the stream at once, because the user's certificate is no longer accepted."""
         self.end(refused.reason, refused.detail)
         self.stream.reset(refused.reason, refused.detail)
 
     def record_end(self) -> None:
-        """The line and the counts of the end."""
+        """Log the end of the stream, or its refusal if the agent never dialled, and count it."""
         records = self._opener.records
         if self._opened is None:
-            facts = _facts(self._wish, self.stream.id, self.stream.target)
+            facts = _facts(self._request, self.stream.id, self.stream.target)
             records.not_opened(facts, Refused(self._reason, self._detail))
             return
         records.closed(
             self._opened,
             (self._reason, self._detail),
-            seconds=trio.current_time() - self._asked_at,
+            seconds=trio.current_time() - self._requested_at,
             bytes_to_target=self.stream.bytes_out,
             bytes_to_user=self.stream.bytes_in,
         )
 
 
 def reason_of(error: BaseException) -> tuple[Reason, str]:
-    """The reason behind an exception that ended a stream."""
+    """Return the reason and sentence for an exception that ended a stream.
+
+    A group has the reason of its most severe error: the cause, not the cancellations that followed from it.
+    """
     if isinstance(error, Refused | StreamReset):
         return error.reason, error.detail
     if isinstance(error, trio.Cancelled):
@@ -199,6 +209,6 @@ def reason_of(error: BaseException) -> tuple[Reason, str]:
     return Reason.INTERNAL_ERROR, str(error)
 
 
-def _severity(blamed: tuple[Reason, str]) -> int:
-    """In a group the cause stands beside the cancellations and breaks that it brought about."""
-    return {Reason.SERVER_STOPPING: 2, Reason.USER_LEFT: 1}.get(blamed[0], 0)
+def _severity(verdict: tuple[Reason, str]) -> int:
+    """Sort key that puts the cause before the cancellations and broken connections that it brought about."""
+    return {Reason.SERVER_STOPPING: 2, Reason.USER_LEFT: 1}.get(verdict[0], 0)

@@ -1,20 +1,15 @@
-"""Who may open what: a pure function of user, route and trust domain; grants will come here."""
+"""Authorisation of streams, as a pure function of user, route and trust domain. Future grants belong here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tunnel_server.access.routing import NodeRoute
-
-if TYPE_CHECKING:
-    pass
 from tunnel_server.auth.users import User, why_no_user
 
 
 def authorise(user: User, route: NodeRoute, trust_domain: str) -> None:
-    """Raises ``Refused`` unless ``user`` may open ``route``: now, any user may open anything.
+    """Raise ``Refused`` unless ``user`` may open ``route``. Today every valid user may open every route.
 
-    The agent checks the target against its own configuration again.
+    The agent also checks the target against its own configuration.
     """
     refused = why_no_user(user, trust_domain)
     if refused is not None:

@@ -1,4 +1,4 @@
-"""Which node and target a user means: CONNECT authorities and web hosts. Decides without I/O."""
+"""Routing of CONNECT authorities and web hosts to a node and a target. No I/O."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.nodes.registry import unknown_node
 
 TARGET_HEADER = b"qanat-target"
-"""Request header that overrides the target of a CONNECT; the authority then only names the node."""
+"""Request header that overrides the target of a CONNECT. The authority then names only the node."""
 SEPARATOR = "--"
-"""Between service and node alias in a web host: neither can contain it."""
+"""Separates service and node alias in a web host. Neither name can contain the separator."""
 
 
 class Directory(Protocol):
-    """What routing asks of the registry of nodes."""
+    """Registry of nodes, as far as routing needs it."""
 
     def name_of(self, text: str) -> str | None:
-        """The full name behind a name or alias; raises ``Refused(AMBIGUOUS_NAME)``."""
+        """Return the full name for a name or alias, None if unknown. Raises ``Refused(AMBIGUOUS_NAME)``."""
 
     def nearest(self, text: str) -> str | None:
-        """The known name most like ``text``."""
+        """Return the known name that is most similar to ``text``."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRoute:
-    """A node by its full name, and what its agent is to dial."""
+    """Full name of a node, and the target that its agent dials."""
 
     node: str
     target: Target
 
 
 def route_authority(authority: str, directory: Directory, target: str | None = None) -> NodeRoute:
-    """Reads ``node:port`` or ``service.node:port``; the longest node name that exists wins.
+    """Parse ``node:port`` or ``service.node:port``. The longest existing node name wins.
 
-    With ``target`` (from ``Qanat-Target``) the host must name a node and the port means nothing.
+    With ``target`` (from ``Qanat-Target``) the host must name a node, and the port is ignored.
     Raises ``Refused`` with ``BAD_REQUEST``, ``UNKNOWN_NODE`` or ``AMBIGUOUS_NAME``.
     """
     host, port = _split(authority)
@@ -68,13 +68,13 @@ def _split(authority: str) -> tuple[str, int]:
 def _host_and_port(authority: str) -> tuple[str, int]:
     host, _, port = authority.rpartition(":")
     if is_node_name(host) and host.rpartition(".")[2].isdigit() and not _is_address(host):
-        # A node may be called "42" or "shop.7", which as a host name would be a broken IPv4 address.
+        # A node name may be "42" or "shop.7", which the parser of hosts takes for a broken IPv4 address.
         return host, split_host_port(f"{LOOPBACK}:{port}")[1]
     return split_host_port(authority)
 
 
 def _refuse_address(host: str) -> None:
-    # Two nodes behind two NATs may have the same address, so an address alone names nobody.
+    # Two nodes behind two NATs may have the same address, so an address does not identify a node.
     if _is_address(host):
         raise Refused(
             Reason.UNKNOWN_NODE,
@@ -99,16 +99,16 @@ def _target(text: str) -> Target:
 
 
 def _unknown(host: str, rest: str, directory: Directory) -> str:
-    near = directory.nearest(host)
-    if near is None and rest:
-        near = directory.nearest(rest)
-    return unknown_node(host, near)
+    nearest = directory.nearest(host)
+    if nearest is None and rest:
+        nearest = directory.nearest(rest)
+    return unknown_node(host, nearest)
 
 
 def target_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The ``Qanat-Target`` of a request, if it has one; two of them are ambiguous.
+    """Return the ``Qanat-Target`` of a request, or None. Raises ``Refused`` if there are two or more.
 
-    Its value is UTF-8, sent as it is: only the path of a unix socket has other than ASCII characters.
+    The value is unescaped UTF-8. Only the path of a unix socket may contain non-ASCII characters.
     """
     values = [value for name, value in headers if name.lower() == TARGET_HEADER]
     if len(values) > 1:
@@ -121,17 +121,17 @@ def target_header(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class WebHost:
-    """A ``Host`` header as the web entrance reads it: a service of a node, or the index (both empty)."""
+    """Service and node alias in a ``Host`` header of the web entrance; both are empty for the index."""
 
     service: str = ""
     alias: str = ""
 
 
 def route_web_host(host: str, domain: str) -> WebHost:
-    """Reads ``service--alias.<domain>``, the bare domain, or the same under ``localhost``.
+    """Parse ``service--alias.<domain>`` or the bare domain, where ``localhost`` also counts as the domain.
 
-    Any other host is refused: a name of somebody else that resolves to us (DNS rebinding) must
-    not let their page read what our users may.
+    Raises ``Refused`` for any other host, because of DNS rebinding. A page under a foreign name that resolves
+    to this server must not read what the server's users may read.
     """
     name = _host_name(host)
     if name in (domain, "localhost") or _is_loopback(name):
@@ -147,7 +147,7 @@ def route_web_host(host: str, domain: str) -> WebHost:
 
 def _host_name(host: str) -> str:
     try:
-        # A browser leaves the port out where it is the scheme's own; any will do to parse it.
+        # Browsers omit the scheme's default port. The parser needs a port, and any number will do.
         return split_host_port(host if _has_port(host) else f"{host}:80")[0]
     except ValueError as error:
         raise Refused(Reason.BAD_REQUEST, f"the Host header is not a host: {error}") from None

@@ -1,1 +1,1 @@
-"""What an administrator does: the acts, and the two ways to them, the admin socket and the command itself."""
+"""Actions of administrators, for the admin socket and for commands that open the store themselves."""

@@ -1,6 +1,6 @@
-"""The acts of an administrator, over the store and the authority: each takes arguments and gives JSON.
+"""Actions of an administrator on the store and the authority. Each takes arguments and returns JSON.
 
-They are the same over the admin socket of a running server and in a command that holds the store itself.
+They are the same over the admin socket of a running server and in a command that opens the store itself.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ _MAX_WHY = 300
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """``by`` of an act is who does it, for the audit.
+    """Actions of an administrator. All raise ``Refused``. ``by`` of an action names the administrator.
 
-    ``on_rotated`` is told that files have changed, by which step, and whether it was forced. Who changes
-    files of the authority holds ``changing``. ``live`` tells by which certificates somebody is in.
-    ``nodes`` is the registry of a running server, None where none runs.
+    ``on_rotated`` is called after a rotation step has changed files, with the step and whether it was forced.
+    ``authority_lock`` guards the authority's files. ``live`` returns the certificates of current sessions and
+    streams. ``nodes`` is the registry of a running server, or None without a server.
     """
 
     config: ServerConfig
     store: Store
     on_rotated: Callable[[RotationStep, bool], None]
-    changing: trio.Lock
+    authority_lock: trio.Lock
     live: Callable[[], Sequence[VerifiedCertificate]]
     nodes: Nodes | None
 
     @classmethod
     def without_server(cls, config: ServerConfig, store: Store) -> Actions:
-        """Return the acts of a command that holds the store itself, because no server runs."""
+        """Return the actions of a command that opens the store itself, because no server runs."""
         return cls(config, store, lambda step, forced: None, trio.Lock(), tuple, None)
 
     # Tokens.
@@ -74,7 +74,7 @@ class Actions:
         uses = given.whole("uses", 1, least=1, most=_MAX_USES)
         ttl = given.number("ttl_seconds", DEFAULT_TTL_SECONDS, least=1, most=_MAX_TTL_SECONDS)
         given.done()
-        _require_whom(node, pattern, uses)
+        _check_token_subject(node, pattern, uses)
         pin = await _in_thread(RotationSteps(self.config).server_root_pin)
         token = make_token(pin, secrets.token_bytes(ID_BYTES + SECRET_BYTES), node or pattern)
         expires = await self.store.create_token(NewToken(token, ttl, node, pattern, uses), by)
@@ -117,7 +117,7 @@ class Actions:
         return {"certificates": await self.store.certificates(role=role, name=name, ended=ended)}
 
     async def record_certificate(self, given: Arguments, by: str) -> Json:
-        """Writes down what was issued by hand, before it is handed out."""
+        """Record a certificate that a command issued, before the command writes the bundle."""
         chain, renewable = given.text("chain").encode(), given.flag("renewable")
         given.done()
         try:
@@ -132,7 +132,7 @@ class Actions:
         for root in RotationSteps(self.config).roots():
             if is_signed_by(parts, root):
                 return pin_of(root)
-        raise ValueError("it leads to none of our roots")
+        raise ValueError("it leads to none of this server's roots")
 
     # Revocations.
 
@@ -148,12 +148,15 @@ class Actions:
         return {**answer, "certificate": await self.store.certificate(serial)}
 
     async def _revoke(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
-        """Unknown subjects are refused without ``force``. Again is no error, and changes nothing."""
+        """Revoke ``subject``. Without ``force``, raise ``Refused`` for an unknown subject.
+
+        If the subject is already revoked and nothing would end, change nothing.
+        """
         why, force = given.text("why", ""), given.flag("force")
         given.done()
         if len(why) > _MAX_WHY:
             raise bad(f"why is longer than {_MAX_WHY} characters")
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         if not ending["known"] and not force:
             raise await self.store.unknown(kind, subject)
         if ending["revoked"] is not None and ends_nothing(ending):
@@ -162,33 +165,33 @@ class Actions:
         along = list(revocation.descendants)
         return {"revocation": as_json(revocation), "again": False, "ended": ending, "along": along}
 
-    async def what_ends(self, given: Arguments, by: str) -> Json:
+    async def preview_revocation(self, given: Arguments, by: str) -> Json:
         kind = _kind(given.text("kind"))
         subject = _subject(kind, given)
         given.done()
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         if not ending["known"]:
             ending["unknown"] = (await self.store.unknown(kind, subject)).detail
         return ending
 
-    async def _what_ends(self, kind: RevocationKind, subject: str) -> Json:
+    async def _preview(self, kind: RevocationKind, subject: str) -> Json:
         stored = await self.store.what_ends(kind, subject)
         live = live_part(kind, {subject, *stored["along"]}, self.live(), self.nodes)
         return {**stored, **live, "known": stored["known"] or live["in_use"] > 0}
 
     async def unrevoke_node(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.NODE, given.name(Role.NODE), given, by)
+        return await self._unrevoke(RevocationKind.NODE, given.name(Role.NODE), given, by)
 
     async def unrevoke_user(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.USER, given.name(Role.USER), given, by)
+        return await self._unrevoke(RevocationKind.USER, given.name(Role.USER), given, by)
 
     async def unrevoke_certificate(self, given: Arguments, by: str) -> Json:
-        return await self._take_back(RevocationKind.SERIAL, given.serial(), given, by)
+        return await self._unrevoke(RevocationKind.SERIAL, given.serial(), given, by)
 
-    async def _take_back(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
+    async def _unrevoke(self, kind: RevocationKind, subject: str, given: Arguments, by: str) -> Json:
         given.done()
         taken = await self.store.take_back(kind, subject, by)
-        ending = await self._what_ends(kind, subject)
+        ending = await self._preview(kind, subject)
         return {
             "taken_back": as_json(taken.revocation),
             "along": sorted(taken.descendants),
@@ -202,7 +205,7 @@ class Actions:
         if self.nodes is not None:
             self.nodes.require_detached(name)
         await self.store.forget_node(name, by)
-        if self.nodes is not None and not self.nodes.is_attached(name):  # it may have come meanwhile
+        if self.nodes is not None and not self.nodes.is_attached(name):  # It may have attached meanwhile.
             self.nodes.forget(name)
         return {"forgotten": name, "certificates": await self.store.certificates(role="node", name=name)}
 
@@ -213,7 +216,7 @@ class Actions:
     # Audit and events.
 
     async def audit(self, given: Arguments, by: str) -> Json:
-        question = AuditQuery(
+        query = AuditQuery(
             node=given.text("node", ""),
             user=given.text("user", ""),
             kind=_audit_kind(given.text("kind", "")),
@@ -223,7 +226,7 @@ class Actions:
             most=given.whole("most", 100, least=1, most=1000),
         )
         given.done()
-        return {"audit": await self.store.audit(question), "dropped": self.store.audit_dropped}
+        return {"audit": await self.store.audit(query), "dropped": self.store.audit_dropped}
 
     async def events(self, given: Arguments, by: str) -> Json:
         node = given.text("node", "")
@@ -235,20 +238,20 @@ class Actions:
 
     async def show_authority(self, given: Arguments, by: str) -> Json:
         given.done()
-        rotating, known = RotationSteps(self.config), await self._known()
-        return await self._with_tokens(await _in_thread(lambda: rotating.show(known)))
+        steps, inventory = RotationSteps(self.config), await self._inventory()
+        return await self._with_tokens(await _in_thread(lambda: steps.show(inventory)))
 
     async def rotate_authority(self, given: Arguments, by: str) -> Json:
         step, force = _step(given.text("step")), given.flag("force")
         root_key = given.text("root_key", "")
         given.done()
-        rotating, key = RotationSteps(self.config), Path(root_key) if root_key else None
-        async with self.changing:
-            known = await self._known()
-            await _in_thread(lambda: rotating.check(step, known, force=force))
+        steps, key = RotationSteps(self.config), Path(root_key) if root_key else None
+        async with self.authority_lock:
+            inventory = await self._inventory()
+            await _in_thread(lambda: steps.check(step, inventory, force=force))
             await self._note_step(by, f"{step.value}, forced" if force else step.value)
             try:
-                await _in_thread(lambda: rotating.take(step, root_key=key))
+                await _in_thread(lambda: steps.take(step, root_key=key))
             except Refused as refused:
                 await self._note_step(by, refused.detail, refused.reason)
                 raise
@@ -256,12 +259,12 @@ class Actions:
         return await self.show_authority(Arguments({}), by)
 
     async def _note_step(self, by: str, detail: str, reason: Reason | None = None) -> None:
-        """Before the step, so that none is taken where the audit cannot say so."""
+        """Write the audit line before the step, so that a failing audit prevents the step."""
         word = reason.word if reason else ""
         await self.store.note(AuditLine(AuditKind.CA_ROTATED, done_by=by, reason=word, detail=detail))
 
     async def _with_tokens(self, shown: Json) -> Json:
-        """Adds the open tokens that pin another root than the server's certificate leads to now."""
+        """Add the open tokens whose pinned root is not the root of the server's current certificate."""
         pin = shown["server_certificate"]["root_pin"]
         stale = [
             token["id"]
@@ -270,7 +273,7 @@ class Actions:
         ]
         return {**shown, "stale_tokens": stale}
 
-    async def _known(self) -> CertificateInventory:
+    async def _inventory(self) -> CertificateInventory:
         return CertificateInventory(
             await self.store.certificates_in_use(),
             await self.store.created_at(),
@@ -279,21 +282,21 @@ class Actions:
         )
 
 
-Act: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]
+Action: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]
 
-READS: dict[str, Act] = {
+READS: dict[str, Action] = {
     "tokens": Actions.tokens,
     "token": Actions.token,
     "certificates": Actions.certificates,
     "revocations": Actions.revocations,
-    "revocations/preview": Actions.what_ends,
+    "revocations/preview": Actions.preview_revocation,
     "audit": Actions.audit,
     "events": Actions.events,
     "ca": Actions.show_authority,
 }
-"""What GET answers, by the part of the path below ``/api/v1/admin/``."""
+"""Actions of GET, by the part of the path below ``/api/v1/admin/``."""
 
-WRITES: dict[str, Act] = {
+WRITES: dict[str, Action] = {
     "tokens/create": Actions.create_token,
     "tokens/revoke": Actions.revoke_token,
     "certificates/record": Actions.record_certificate,
@@ -306,17 +309,17 @@ WRITES: dict[str, Act] = {
     "nodes/forget": Actions.forget_node,
     "ca/rotate": Actions.rotate_authority,
 }
-"""What POST does."""
+"""Actions of POST, by the part of the path below ``/api/v1/admin/``."""
 
 
-def _require_whom(node: str, pattern: str, uses: int) -> None:
+def _check_token_subject(node: str, pattern: str, uses: int) -> None:
     if bool(node) == bool(pattern):
         options = "--node NAME, --match PATTERN), for example: qanat-server token create --node edge1"
         raise bad(f"a token is for one node, or for all that match a pattern: give node or match ({options}")
     if node and not is_node_name(node):
         raise bad(f"{node[:200]!r} is not a node's name: {NODE_NAME_RULE}")
     if node and uses != 1:
-        raise bad("a token for one node has one use; its agent may repeat a join that was broken off")
+        raise bad("a token for one node has one use; its agent may repeat an interrupted join")
     if pattern and not is_pattern(pattern):
         raise bad(f"{pattern[:200]!r} is not a pattern: a node's name with one to four *, as in shop-*")
 
@@ -326,14 +329,14 @@ def _audit_kind(word: str) -> AuditKind | None:
         return None
     known = [kind.value for kind in AuditKind]
     if word not in known:
-        raise bad(f"{word[:80]!r} is no kind of audit line; there is {', '.join(known)}")
+        raise bad(f"{word[:80]!r} is not a kind of audit line; the kinds are {', '.join(known)}")
     return AuditKind(word)
 
 
 def _kind(word: str) -> RevocationKind:
     known = [kind.value for kind in RevocationKind]
     if word not in known:
-        raise bad(f"{word[:80]!r} is nothing to revoke; there is {', '.join(known)}")
+        raise bad(f"{word[:80]!r} cannot be revoked; the kinds are {', '.join(known)}")
     return RevocationKind(word)
 
 
@@ -350,12 +353,12 @@ def _subject(kind: RevocationKind, given: Arguments) -> str:
 def _step(word: str) -> RotationStep:
     known = [step.value for step in RotationStep]
     if word not in known:
-        raise bad(f"{word[:80]!r} is no step of a rotation; there is {', '.join(known)}")
+        raise bad(f"{word[:80]!r} is not a step of a rotation; the steps are {', '.join(known)}")
     return RotationStep(word)
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """For what reads and writes files. What the files do not give is told as a refusal."""
+    """Run ``function``, which reads or writes files, in a thread. Raise its file errors as ``Refused``."""
     try:
         return await trio.to_thread.run_sync(function)
     except AuthorityError as error:

@@ -1,4 +1,4 @@
-"""The arguments of an act, read strictly: what is missing, unknown or of another kind is refused. No I/O."""
+"""Strict arguments of an action: a missing, unknown or mistyped argument is refused. No I/O."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 
 
 class Arguments:
-    """Each is taken once; ``done`` refuses what nobody took. Over GET all of them are texts."""
+    """Arguments of an action, each read once. A GET request has only texts.
+
+    Every method raises ``Refused`` for a missing or mistyped argument, and ``done`` for an unread one.
+    """
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._left = dict(given)
 
     def text(self, name: str, default: str | None = None) -> str:
+        """Return a text of at most 16 Ki characters."""
         value = self._take(name, default)
         if not isinstance(value, str) or len(value) > _MAX_TEXT:
             raise bad(f"{name} must be a text")
         return value
 
     def number(self, name: str, default: float | None = None, *, least: float, most: float) -> float:
+        """Return a number from ``least`` to ``most``. A text of digits is accepted too."""
         value = self._take(name, default)
         if isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,6})?", value, re.ASCII):
             value = float(value) if "." in value else int(value)
@@ -36,12 +41,14 @@ class Arguments:
         return value
 
     def whole(self, name: str, default: int | None = None, *, least: int, most: int) -> int:
+        """Return a whole number from ``least`` to ``most``."""
         value = self.number(name, default, least=least, most=most)
         if value != int(value):
             raise bad(f"{name} must be a whole number")
         return int(value)
 
     def flag(self, name: str) -> bool:
+        """Return a boolean, false if it is missing. The texts ``1`` and ``0`` are accepted too."""
         value = self._take(name, False)
         if value in ("1", "0"):
             return bool(value == "1")
@@ -50,14 +57,14 @@ class Arguments:
         return value
 
     def name(self, role: Role, key: str = "name") -> str:
-        """A node's or a user's name."""
+        """Return the name of a node or user."""
         value = self.text(key)
         if not is_identity_name(role, value):
             raise bad(why_no_name(role, value))
         return value
 
     def serial(self, key: str = "serial") -> str:
-        """A certificate's serial in its one spelling; colons, ``0x`` and upper case are taken too."""
+        """Return a certificate's serial in normal form. Colons, ``0x`` and upper case are accepted."""
         given = self.text(key)
         value = given.lower().removeprefix("0x").replace(":", "").lstrip("0")
         if not _SERIAL.fullmatch(value):
@@ -65,8 +72,9 @@ class Arguments:
         return value
 
     def done(self) -> None:
+        """Raise ``Refused`` if an argument was not read, because it is unknown."""
         if self._left:
-            raise bad(f"{min(self._left)[:80]!r} is no argument of this")
+            raise bad(f"{min(self._left)[:80]!r} is not an argument of this request")
 
     def _take(self, name: str, default: Any) -> Any:
         value = self._left.pop(name, default)
@@ -76,4 +84,5 @@ class Arguments:
 
 
 def bad(sentence: str) -> Refused:
+    """Return a refusal with the reason ``BAD_REQUEST``."""
     return Refused(Reason.BAD_REQUEST, sentence)

@@ -1,4 +1,4 @@
-"""Sessions and streams that live by the certificates which a revocation shuts out. No I/O."""
+"""Sessions and streams that a revocation would end. No I/O."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _MAX_USERS = 100
 def live_part(
     kind: RevocationKind, subjects: Set[str], live: Sequence[VerifiedCertificate], nodes: Nodes | None
 ) -> dict[str, Any]:
-    """What would end, as JSON. ``live``: the certificates in use, one for each session or user's stream.
+    """Return as JSON the sessions and streams that the revocation of ``subjects`` would end.
 
-    ``subjects`` are the names or serials that are revoked.
+    ``subjects`` are names or serials. ``live`` has one certificate for each session and each user's stream.
     """
-    matching = [proven for proven in live if _matches(proven, kind, subjects)]
-    names = {proven.identity.name for proven in matching if proven.identity.role is Role.NODE}
+    matching = [certificate for certificate in live if _matches(certificate, kind, subjects)]
+    node_names = {found.identity.name for found in matching if found.identity.role is Role.NODE}
     attached = nodes.attached() if nodes is not None else []
-    links = [link for node, link in attached if node.name in names]
-    through = [stream for link in links for stream in link.streams.values()]
-    own = sum(proven.identity.role is Role.USER for proven in matching)
+    sessions = [session for node, session in attached if node.name in node_names]
+    through_nodes = [stream for session in sessions for stream in session.streams.values()]
+    of_users = sum(found.identity.role is Role.USER for found in matching)
     return {
         "in_use": len(matching),
-        "sessions": [{"node": link.node, "address": link.peer_address} for link in links],
-        "streams": len(through) + own,
-        "users": sorted({stream.user for stream in through})[:_MAX_USERS],
+        "sessions": [{"node": session.node, "address": session.peer_address} for session in sessions],
+        "streams": len(through_nodes) + of_users,
+        "users": sorted({stream.user for stream in through_nodes})[:_MAX_USERS],
     }
 
 
-def _matches(proven: VerifiedCertificate, kind: RevocationKind, subjects: Set[str]) -> bool:
+def _matches(certificate: VerifiedCertificate, kind: RevocationKind, subjects: Set[str]) -> bool:
     if kind is RevocationKind.SERIAL:
-        return proven.serial in subjects
-    return kind_of(proven.identity.role) is kind and proven.identity.name in subjects
+        return certificate.serial in subjects
+    return kind_of(certificate.identity.role) is kind and certificate.identity.name in subjects
 
 
 def ends_nothing(ending: dict[str, Any]) -> bool:
-    """Whether a revocation would shut out nothing that is known to be let in now."""
+    """Whether a revocation would affect no certificate, token or session that the server knows."""
     return not (ending["certificates"] or ending["tokens"] or ending["in_use"])

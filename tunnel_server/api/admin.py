@@ -1,8 +1,8 @@
-"""``/api/v1/admin/...``: the acts of an administrator, on the admin socket and nowhere else.
+"""``/api/v1/admin/...``: actions of an administrator, on the admin socket only.
 
-An administrator is who may open the socket: the file's mode is the fence. The HTTPS listener does not have
-these routes, and they refuse every user that did not come through the socket. GET reads and takes its
-arguments from the query; POST acts, and takes them from a JSON object.
+The mode of the socket's file decides which local users are administrators. The HTTPS listener does not have
+these routes, and they refuse every user of another listener. GET reads, with arguments in the query. POST
+changes, with arguments in a JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from tunnel_core.http.router import GET, POST, Route, RoutedRequest, Section
 from tunnel_core.http.server import json_body, read_body, respond_json
 from tunnel_core.reasons import Reason
-from tunnel_server.admin.actions import READS, WRITES, Act, Actions
+from tunnel_server.admin.actions import READS, WRITES, Action, Actions
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.auth.callers import ADMINISTRATOR, Caller
 from tunnel_server.auth.users import Administrator
@@ -29,34 +29,36 @@ _MAX_PARAMETERS = 16
 
 
 class AdminEntrance:
-    """Answers the requests of administrators."""
+    """Answer the requests of administrators."""
 
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
 
     def section(self) -> Section[Caller]:
-        """Return a route for each act."""
-        reads = [Route(GET, PATH + name, ADMINISTRATOR, self._read(act)) for name, act in READS.items()]
-        writes = [Route(POST, PATH + name, ADMINISTRATOR, self._write(act)) for name, act in WRITES.items()]
+        """Return one route for each action."""
+        reads = [Route(GET, PATH + name, ADMINISTRATOR, self._read(action)) for name, action in READS.items()]
+        writes = [
+            Route(POST, PATH + name, ADMINISTRATOR, self._write(action)) for name, action in WRITES.items()
+        ]
         return Section("admin", PATH, ADMINISTRATOR, [*reads, *writes])
 
-    def _read(self, act: Act) -> Handler:
+    def _read(self, action: Action) -> Handler:
         async def handle(routed: RoutedRequest, caller: Administrator) -> None:
-            await self._answer(routed, act, _pairs(routed.query), caller)
+            await self._answer(routed, action, _pairs(routed.query), caller)
 
         return handle
 
-    def _write(self, act: Act) -> Handler:
+    def _write(self, action: Action) -> Handler:
         async def handle(routed: RoutedRequest, caller: Administrator) -> None:
             body = await read_body(routed.http, _MAX_BODY_BYTES, _BODY_SECONDS, too_large=Reason.BAD_REQUEST)
-            await self._answer(routed, act, _object(body), caller)
+            await self._answer(routed, action, _object(body), caller)
 
         return handle
 
     async def _answer(
-        self, routed: RoutedRequest, act: Act, given: dict[str, Any], caller: Administrator
+        self, routed: RoutedRequest, action: Action, given: dict[str, Any], caller: Administrator
     ) -> None:
-        answer = await act(self._actions, Arguments(given), caller.name)
+        answer = await action(self._actions, Arguments(given), caller.name)
         await respond_json(routed.http, json_body(answer))
 
 

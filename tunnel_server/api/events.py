@@ -1,8 +1,8 @@
-"""``/api/v1/events?node=&after=&wait=``: what befell the nodes, for lists and for followers.
+"""``/api/v1/events?node=&after=&wait=``: events of nodes, for lists and for subscribers.
 
-Without ``after`` the newest events; with it, the oldest above that id. ``wait`` (seconds) holds the
-answer back until there is one, for so long at most: a follower asks again with the ``last`` it was
-given. The answer to a follower whose node was quiet is an empty list, no error.
+Without ``after`` the answer has the newest events. With ``after`` it has the oldest events above that id.
+``wait`` (seconds) delays the answer until there is an event, or until the time is over. The answer is then
+an empty list, not an error. A subscriber repeats the request with the ``last`` of the previous answer.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ from tunnel_server.nodes.registry import Nodes
 PATH = "/api/v1/events"
 MAX_WAIT_SECONDS = 30.0
 MAX_LISTED = 1000
-"""In one answer: some 200 KB, which take milliseconds to write."""
+"""Events in one answer: about 200 KB, which take milliseconds to write."""
 _MAX_PARAMETERS = 8
 _MAX_ID = 2**63
 
 
 class EventsQuery(NamedTuple):
+    """Query for events. An empty ``node`` stands for all nodes, and ``after`` is the id of an event."""
+
     node: str = ""
     after: int | None = None
     wait_seconds: float = 0.0
 
 
-def parse_question(query: str) -> EventsQuery:
-    """What the part after ``?`` asks for. Raises ``Refused``."""
+def parse_query(query: str) -> EventsQuery:
+    """Parse the part of the URL after ``?``. Raises ``Refused``."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
     except ValueError:
         raise _bad("too many parameters") from None
     given = dict(pairs)
     if unknown := given.keys() - {"node", "after", "wait"}:
-        raise _bad(f"{min(unknown)[:80]!r} is no parameter; there is node, after, wait")
+        raise _bad(f"{min(unknown)[:80]!r} is not a parameter; the parameters are node, after, wait")
     if len(given) != len(pairs):
         raise _bad("a parameter comes twice")
     return EventsQuery(given.get("node", ""), _after(given), _wait(given))
@@ -71,31 +73,31 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def wait(followers: EventSubscribers, nodes: Nodes, question: EventsQuery, user: str) -> EventsQuery:
-    """Wait as long as asked for an event. Return the question with the node's full name.
+async def wait(subscribers: EventSubscribers, nodes: Nodes, query: EventsQuery, user: str) -> EventsQuery:
+    """Wait for an event, at most ``query.wait_seconds``. Return the query with the node's full name.
 
-    Raises ``Refused`` if too many follow, or the node's name is ambiguous.
+    Raises ``Refused`` if there are too many subscribers, or if the node's name is ambiguous.
     """
-    node = (nodes.name_of(question.node) or question.node) if question.node else ""
-    after = question.after
-    if question.wait_seconds:
-        after = followers.events.last_id if after is None else after
-        with trio.move_on_after(question.wait_seconds):
-            await followers.wait_newer(after, node, user)
-    return question._replace(node=node, after=after)
+    node = (nodes.name_of(query.node) or query.node) if query.node else ""
+    after = query.after
+    if query.wait_seconds:
+        after = subscribers.events.last_id if after is None else after
+        with trio.move_on_after(query.wait_seconds):
+            await subscribers.wait_newer(after, node, user)
+    return query._replace(node=node, after=after)
 
 
-def answer(events: Events, question: EventsQuery) -> dict[str, Any]:
-    """Return the page."""
-    node, after = question.node, question.after
-    found = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
+def answer(events: Events, query: EventsQuery) -> dict[str, Any]:
+    """Return the answer as JSON. ``gap`` is true if events after ``query.after`` are no longer in the log."""
+    node, after = query.node, query.after
+    page = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
-        "events": [event_as_json(event) for event in found],
-        "last": _last(events, found, is_first_look=after is None),
+        "events": [event_as_json(event) for event in page],
+        "last": _last(events, page, is_first_page=after is None),
         "gap": after is not None and events.has_gap(after),
     }
 
 
-def _last(events: Events, found: list[NodeEvent], *, is_first_look: bool) -> int:
-    """From where to go on: the end of the ring, unless more stands behind what was given."""
-    return events.last_id if is_first_look or len(found) < MAX_LISTED else found[-1].id
+def _last(events: Events, page: list[NodeEvent], *, is_first_page: bool) -> int:
+    """Return the id after which the next page begins: the newest id, unless the page is full."""
+    return events.last_id if is_first_page or len(page) < MAX_LISTED else page[-1].id

@@ -1,15 +1,15 @@
-"""Long lists of the API: made in pieces, seldom, and for one request of each user at a time.
+"""Long lists of the API: built in small pieces, at a limited rate, one at a time for each user.
 
-1. A row takes 50 us of the event loop, so a fleet's list would stop all streams for 100 ms. Rows are made in
-   pieces of a millisecond, with rests between them.
-2. An answer is made after its request came. Requests that come while a list is made share the next one, which
-   begins at the earliest 0.5 ms for each row after the last one began, 5 s at most: a second for 2,000 nodes.
-   So lists take a tenth of a processor, however many ask.
-3. One list of a user is made at a time, 10,000 rows a second, and four are on their way. Further requests of
-   the user wait. Short answers have turns of their own, so a client that does not read a list delays none.
-4. Pages of one list come from one snapshot as long as the server keeps it. After that, a page begins with the
-   first name behind ``after`` in a new list.
-5. The names that completion in a shell asks for do not wait: between two lists the last one answers.
+1. A row takes 50 us of the event loop, so the list of a fleet would stop all streams for 100 ms. Rows are
+   built in pieces of one millisecond, with pauses between them.
+2. A list is built after the request for it. Requests that arrive during a build share the next build. Builds
+   are at least 0.5 ms a row apart, at most 5 s: one second for 2,000 nodes. So lists take a tenth of a
+   processor at any number of requests.
+3. Each user gets one build at a time, at 10,000 rows a second, and may have four undelivered lists. Further
+   requests of the user wait. Short answers have separate turns, so that an unread list does not delay them.
+4. All pages of a list come from one snapshot while the server keeps the snapshot. Later pages begin with the
+   first name after ``after`` in a new list.
+5. Shell completion does not wait: it gets the last list if the next build may not begin yet.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _MAX_SECONDS = 5.0
 _REST_SECONDS = 0.001
 ROWS_PER_SECOND = 10_000
 SHORT_ROWS_PER_SECOND = 100_000
-"""Of answers that are short, or whose rows are."""
+"""Rate for short answers, and for lists with short rows."""
 MAX_UNDELIVERED_LISTS = 4
-"""3.5 MB each for 5,000 nodes."""
+"""Lists on their way to one user. Each has 3.5 MB for 5,000 nodes."""
 MAX_UNDELIVERED_SHORT = 16
 _TURN_SECONDS = 10.0
 _MAX_IDLE_USERS = 256
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 async def in_pieces(items: Iterable[T], size: int = PIECE_ROWS) -> AsyncIterator[list[T]]:
-    """Yield ``items`` in lists of ``size``, with a rest for the event loop behind each."""
+    """Yield ``items`` in lists of ``size``. After each list, let other tasks run for a millisecond."""
     piece: list[T] = []
     for item in items:
         piece.append(item)
@@ -59,14 +59,14 @@ async def in_pieces(items: Iterable[T], size: int = PIECE_ROWS) -> AsyncIterator
 
 
 class Page(NamedTuple):
-    """What a request asks for: at most ``limit`` rows behind ``after``; 0 is no limit."""
+    """Requested page: at most ``limit`` rows after the key ``after``. A ``limit`` of 0 sets no bound."""
 
     limit: int = 0
     after: str = ""
 
 
 def parse_page(query: str) -> Page:
-    """Return the page that the part behind ``?`` names; other parameters are ignored. Raises ``Refused``."""
+    """Parse the part of the URL after ``?``, and ignore other parameters. Raises ``Refused``."""
     try:
         given = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS))
     except ValueError:
@@ -75,11 +75,13 @@ def parse_page(query: str) -> Page:
     if not text:
         return Page(MAX_PAGE if after else 0, after)
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
-        raise Refused(Reason.BAD_REQUEST, "limit is not a number of rows from 1")
+        raise Refused(Reason.BAD_REQUEST, "limit is not a number of rows, 1 or more")
     return Page(min(int(text), MAX_PAGE), after)
 
 
 class Answer(NamedTuple):
+    """A JSON answer, and the number of rows that its build cost."""
+
     body: bytes
     rows: int
 
@@ -92,9 +94,9 @@ class _Snapshot:
 
 
 class Listing(Generic[T]):
-    """One list of the API. ``items`` come in the order of ``key``; ``row`` makes one of them JSON.
+    """One list of the API. ``items`` returns the items ordered by ``key``; ``row`` converts an item to JSON.
 
-    With ``is_prompt`` a request gets the last list rather than wait until the next one may begin.
+    With ``is_prompt`` a request gets the last list, and does not wait until the next build may begin.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Listing(Generic[T]):
         *,
         is_prompt: bool = False,
     ) -> None:
-        self.builds = 0  # begun
+        self.builds = 0  # Number of builds that have begun.
         self._name = name
         self._items = items
         self._key = key
@@ -114,11 +116,11 @@ class Listing(Generic[T]):
         self._is_prompt = is_prompt
         self._lock = trio.Lock()
         self._snapshot: _Snapshot | None = None
-        self._paged: _Snapshot | None = None  # the one whose first pages were asked for last
+        self._paged: _Snapshot | None = None  # Snapshot of the list whose pages were last requested.
         self._next_at = -float("inf")
 
     async def answer(self, page: Page) -> Answer:
-        """Return the list, or one page of it with what to ask for next."""
+        """Return the list, or one page with the ``after`` of the next page."""
         serial, _, last = page.after.rpartition(":")
         kept = self._paged
         if kept is None or serial != str(kept.serial):
@@ -136,19 +138,19 @@ class Listing(Generic[T]):
         return Answer(body, len(rows))
 
     async def _fresh(self) -> _Snapshot:
-        """Return a snapshot that was begun after this call, or the last one if the list is prompt.
+        """Return a snapshot whose build began after this call, or the last one if the list is prompt.
 
-        Cancelled, it leaves the work to the next.
+        If this call is cancelled, the next waiting request builds the list.
         """
-        asked = self.builds
+        builds_before = self.builds
         async with self._lock:
             snapshot = self._snapshot
             if self._is_prompt and snapshot is not None and trio.current_time() < self._next_at:
                 return snapshot
-            if snapshot is None or snapshot.serial <= asked:
+            if snapshot is None or snapshot.serial <= builds_before:
                 await trio.sleep_until(self._next_at)
                 snapshot = await self._build()
-            # Megabytes for a large fleet: kept only for those who wait. Names alone are half of one.
+            # A large fleet's list has megabytes, so it is kept only for waiting requests. Names take 0.5 MB.
             is_kept = self._is_prompt or self._lock.statistics().tasks_waiting
             self._snapshot = snapshot if is_kept else None
             return snapshot
@@ -166,18 +168,20 @@ class Listing(Generic[T]):
 
 
 class _Turns:
-    def __init__(self, most: int) -> None:
-        self.most = most
+    """Turns of one user. ``max_undelivered`` answers may be on their way."""
+
+    def __init__(self, max_undelivered: int) -> None:
+        self.max_undelivered = max_undelivered
         self.lock = trio.Lock()
-        self.places = trio.Semaphore(most)
+        self.places = trio.Semaphore(max_undelivered)
         self.free_at = -float("inf")
 
     def is_idle(self, now: float) -> bool:
-        return not self.lock.locked() and self.places.value == self.most and self.free_at <= now
+        return not self.lock.locked() and self.places.value == self.max_undelivered and self.free_at <= now
 
 
 class Turn:
-    """One answer under way."""
+    """Turn of a user for one answer."""
 
     def __init__(self, turns: _Turns, rows_per_second: int) -> None:
         self._turns = turns
@@ -185,20 +189,20 @@ class Turn:
         self._has_turn = self._has_place = False
 
     async def begin(self) -> None:
-        """Wait for the turn. Cancelled, it is to be ended too."""
+        """Wait for the turn. After cancellation the caller must call ``end`` too."""
         await self._turns.lock.acquire()
         self._has_turn = True
         await self._turns.places.acquire()
         self._has_place = True
 
     def made(self, rows: int) -> None:
-        """The answer is made: the user's next one may be made while this one of ``rows`` is delivered."""
+        """Note that the answer of ``rows`` is built. The user's next build may run during delivery."""
         self._turns.free_at = trio.current_time() + rows / self._rows_per_second
         self._turns.lock.release()
         self._has_turn = False
 
     def end(self) -> None:
-        """The answer is delivered, or there is none."""
+        """Note that the answer is delivered, or that there is none."""
         if self._has_turn:
             self.made(0)
         if self._has_place:
@@ -206,10 +210,10 @@ class Turn:
 
 
 class UserTurns:
-    """Makes one answer of each user at a time, and so many rows a second.
+    """Limit each user to one build at a time, and to ``rows_per_second``.
 
-    ``undelivered`` answers of a user may be on their way: a client that stops reading, as behind ``less``,
-    keeps one for 30 s.
+    ``undelivered`` answers of a user may be on their way. A client that stops reading, for example behind
+    ``less``, keeps one answer for 30 s.
     """
 
     def __init__(
@@ -221,9 +225,9 @@ class UserTurns:
 
     @asynccontextmanager
     async def turn(self, user: str) -> AsyncIterator[Turn]:
-        """Wait for the user's turn. Raises ``Refused`` if it does not come in time.
+        """Wait for the user's turn. Raises ``Refused`` after 10 s without a turn.
 
-        The block calls ``made`` when the answer is made, and then delivers it.
+        The block calls ``Turn.made`` after it has built the answer, and then delivers the answer.
         """
         turns = self._users.setdefault(user, _Turns(self._undelivered))
         turn = Turn(turns, self._rows_per_second)
@@ -231,8 +235,7 @@ class UserTurns:
             with trio.move_on_after(_TURN_SECONDS) as scope:
                 await turn.begin()
             if scope.cancelled_caught:
-                whom = user or "this user"
-                sentence = f"other answers of the API are on their way to {whom}; ask them in turn"
+                sentence = f"too many API answers to {user or 'this user'} are undelivered; read them first"
                 raise Refused(Reason.TOO_MANY_OF_USER, sentence)
             await trio.sleep_until(turns.free_at)
             yield turn

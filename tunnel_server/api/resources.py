@@ -40,34 +40,34 @@ ENTRANCE = "api"
 ROOT = "/api/"
 NODES_PATH = "/api/v1/nodes"
 _NODES_LIKE_A_ROW = 8
-"""Nodes that a page of the whole server looks at in the time of one row of a list."""
+"""Nodes that the status page counts in the time of one row of a list."""
 Json: TypeAlias = dict[str, Any]
 MakeAnswer: TypeAlias = Callable[[RoutedRequest], Awaitable[Answer]]
 Handler: TypeAlias = Callable[[RoutedRequest, UserCaller], Awaitable[None]]
-NodeAndLink: TypeAlias = "tuple[Node, Session]"
+NodeAndSession: TypeAlias = "tuple[Node, Session]"
 NodeAndStream: TypeAlias = "tuple[Node, TunnelStream]"
 
 
 class ApiEntrance:
-    """Answers GET requests of users. ``monotonic`` is the clock of the links, ``wall`` gives UTC.
+    """Answer GET requests of users. ``monotonic`` is the clock of the sessions, ``wall`` returns UTC.
 
-    ``standing`` ends an answer whose user is not in good standing any more.
+    ``credential_watch`` cancels an answer when the user's certificate is revoked or expires.
     """
 
     def __init__(
         self,
         nodes: Nodes,
-        followers: EventSubscribers,
+        subscribers: EventSubscribers,
         facts: ServerFacts,
-        standing: CredentialWatch,
+        credential_watch: CredentialWatch,
         *,
         monotonic: Callable[[], float],
         wall: Callable[[], datetime],
     ) -> None:
         self._facts = facts
         self._nodes = nodes
-        self._followers = followers
-        self._standing = standing
+        self._subscribers = subscribers
+        self._credential_watch = credential_watch
         self._monotonic = monotonic
         self._wall = wall
         self._turns = UserTurns()
@@ -97,10 +97,10 @@ class ApiEntrance:
         )
 
     def _in_turn(self, turns: UserTurns, make: MakeAnswer) -> Handler:
-        """Return a handler that makes its answer in a turn of the user."""
+        """Return a handler that builds its answer in a turn of the user."""
 
         async def handle(routed: RoutedRequest, caller: UserCaller) -> None:
-            with self._standing.cancel_when_revoked(caller.user.certificate):
+            with self._credential_watch.cancel_when_revoked(caller.user.certificate):
                 await _respond(routed, caller, turns, make)
 
         return handle
@@ -111,13 +111,13 @@ class ApiEntrance:
         await self._in_turn(turns, self._brief_page if is_brief else self._nodes_page)(routed, caller)
 
     async def _list_events(self, routed: RoutedRequest, caller: UserCaller) -> None:
-        asked = api_events.parse_question(routed.query)
-        with self._standing.cancel_when_revoked(caller.user.certificate):
-            question = await api_events.wait(self._followers, self._nodes, asked, caller.user.name)
+        given = api_events.parse_query(routed.query)
+        with self._credential_watch.cancel_when_revoked(caller.user.certificate):
+            query = await api_events.wait(self._subscribers, self._nodes, given, caller.user.name)
 
             async def page(_: RoutedRequest) -> Answer:
-                found = api_events.answer(self._followers.events, question)
-                return _whole(found, len(found["events"]))
+                answer = api_events.answer(self._subscribers.events, query)
+                return _whole(answer, len(answer["events"]))
 
             await _respond(routed, caller, self._short_turns, page)
 
@@ -145,7 +145,7 @@ class ApiEntrance:
         return _whole(page, len(page["streams"]))
 
     async def _one_node(self, node: Node) -> dict[str, Any]:
-        """Everything on one node: itself, its streams, and its last events."""
+        """Return a node with its certificate, its streams and its last events."""
         certificate = await api_status.certificate_of(node, self._facts)
         streams = list(node.session.streams.values()) if node.session else []
         events = self._nodes.events.newest(api_status.EVENTS_OF_NODE, node.name)
@@ -156,7 +156,7 @@ class ApiEntrance:
         }
 
     def _node(self, node: Node) -> Json:
-        link, now, seen = node.session, self._wall(), self._last_seen(node)
+        session, now, seen = node.session, self._wall(), self._last_seen(node)
         return {
             "name": node.name,
             "alias": node.alias,
@@ -168,24 +168,24 @@ class ApiEntrance:
             "software": node.software,
             "since": as_iso(node.since),
             "seconds": _between(node.since, now),
-            "session_since": as_iso(node.session_since) if link else None,
+            "session_since": as_iso(node.session_since) if session else None,
             "last_seen": as_iso(seen) if seen else None,
             "silent_seconds": _between(seen, now) if seen else None,
             "last_reason": node.last_reason.word if node.last_reason else None,
-            "services": _services(link),
-            **_traffic(link),
+            "services": _services(session),
+            **_traffic(session),
         }
 
     def _last_seen(self, node: Node) -> datetime | None:
-        """None if no agent of the node ever attached."""
-        link = node.session
-        if link is None or link.lost is not None or link.ended is not None:
+        """Return the time of the last packet from the node's agent, None if no agent ever attached."""
+        session = node.session
+        if session is None or session.lost is not None or session.ended is not None:
             return node.last_seen_at
-        return self._wall() - timedelta(seconds=self._monotonic() - link.statistics().last_received_at)
+        return self._wall() - timedelta(seconds=self._monotonic() - session.statistics().last_received_at)
 
     def _each_stream(self) -> Iterator[NodeAndStream]:
-        for node, link in self._nodes.attached():
-            for stream in list(link.streams.values()):
+        for node, session in self._nodes.attached():
+            for stream in list(session.streams.values()):
                 yield node, stream
 
     def _stream(self, pair: NodeAndStream) -> Json:
@@ -222,31 +222,31 @@ def _name_of_pair(pair: tuple[Node, object]) -> str:
 
 
 def _brief(node: Node) -> Json:
-    """As little as completion in a shell needs, which asks with each TAB."""
+    """Return the few fields that shell completion needs, because each TAB sends a request."""
     return {"name": node.name, "alias": node.alias, "state": node.state, "category": node.category.value}
 
 
-def _session(pair: NodeAndLink) -> Json:
-    node, link = pair
+def _session(pair: NodeAndSession) -> Json:
+    node, session = pair
     return {
-        "id": link.session_id,
+        "id": session.session_id,
         "node": node.name,
-        "address": link.peer_address,
-        "software": link.software,
+        "address": session.peer_address,
+        "software": session.software,
         "since": as_iso(node.session_since),
-        **_traffic(link),
+        **_traffic(session),
     }
 
 
 def _between(earlier: datetime, later: datetime) -> float:
-    """In seconds; not below 0 when the clock was set back."""
+    """Return the seconds between two times: at least 0, even if the clock was set back."""
     return max(0.0, round((later - earlier).total_seconds(), 1))
 
 
-def _traffic(link: Session | None) -> Json:
-    if link is None:
+def _traffic(session: Session | None) -> Json:
+    if session is None:
         return {"round_trip_ms": None, "streams": 0, "bytes_in": 0, "bytes_out": 0, "flight": None}
-    figures = link.statistics()
+    figures = session.statistics()
     seconds = figures.round_trip_seconds
     return {
         "round_trip_ms": None if seconds is None else round(seconds * 1000, 3),
@@ -258,7 +258,7 @@ def _traffic(link: Session | None) -> Json:
 
 
 def _flight(flight: FlightStatistics) -> Json:
-    """Of what goes to the agent; what the rate and the round trip are is known once bulk has moved."""
+    """Return the congestion state towards the agent. Rate and round trip are 0 before bulk data was sent."""
     return {
         "bytes": flight.in_flight,
         "limit": flight.limit,
@@ -268,8 +268,8 @@ def _flight(flight: FlightStatistics) -> Json:
     }
 
 
-def _services(link: Session | None) -> list[Json]:
-    return [service._asdict() for service in link.services] if link else []
+def _services(session: Session | None) -> list[Json]:
+    return [service._asdict() for service in session.services] if session else []
 
 
 def _versions() -> Json:

@@ -1,4 +1,4 @@
-"""Facts about the server for the API: its start, its addresses, and certificates that end soon."""
+"""Facts about the server for the API: start time, addresses, and certificates that expire soon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from tunnel_server.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Each callable is called for each request, and must not block. ``addresses`` has a list per entrance."""
+    """Facts for the API. Each callable runs for each request, and must not block.
+
+    ``addresses`` returns the addresses of each entrance, ``live`` the certificates in use.
+    """
 
     started: datetime
     addresses: Callable[[], Mapping[str, Sequence[str]]]
@@ -24,15 +27,15 @@ class ServerFacts:
     store: Store
 
     async def node_certificate(self, name: str) -> NodeCertificate | None:
-        """Return the certificate of the attached agent, else the newest that was issued to this name here.
+        """Return the certificate of the attached agent, or the newest that this server issued to the node.
 
         Raises ``StoreError``.
         """
-        for proven in self.live():
-            if proven.identity.role is Role.NODE and proven.identity.name == name:
-                return NodeCertificate(proven.serial, proven.ends)
+        for certificate in self.live():
+            if certificate.identity.role is Role.NODE and certificate.identity.name == name:
+                return NodeCertificate(certificate.serial, certificate.ends)
         return await self.store.newest_certificate(name)
 
     async def ending(self) -> list[dict[str, Any]]:
-        """Return the certificates of nodes that should have been renewed by now. Raises ``StoreError``."""
+        """Return the certificates of nodes whose renewal is overdue. Raises ``StoreError``."""
         return await self.store.ending_certificates()

@@ -1,6 +1,6 @@
 """``/api/v1/status`` and ``/api/v1/nodes/NAME``: the whole server, and one node in full.
 
-A warning has ``detail``, what is wrong, and ``cure``, what to do about it.
+A warning has the problem in ``detail`` and the remedy in ``cure``.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ STATUS_PATH = "/api/v1/status"
 NODE_PATH = "/api/v1/nodes/"
 EVENTS_OF_NODE = 20
 _NODES_IN_A_PIECE = 100
-"""A millisecond of the event loop."""
+"""One piece takes a millisecond of the event loop."""
 MAX_WARNINGS = 200
 
 Json = dict[str, Any]
 
 
 async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
-    """Return the page on the whole server. Raises nothing: a store that cannot be read becomes a warning."""
+    """Return the status of the whole server as JSON. A store that cannot be read becomes a warning."""
     known, certificate = nodes.all(), facts.certificate()
     ending, warnings = list[Json](), list[Json]()
     try:
         ending = await facts.ending()
     except StoreError as error:
-        warnings.append(_warning(f"the store cannot be read: {error.detail}", "see the server's log"))
+        warnings.append(_warning(f"the store cannot be read: {error.detail}", "read the server's log"))
     warnings += islice(chain(_of_server(facts, now), _of_ending(ending, now)), MAX_WARNINGS)
-    states, gone = Counter[str](), Counter[str]()
+    states, absent = Counter[str](), Counter[str]()
     async for piece in in_pieces(known, _NODES_IN_A_PIECE):
         states.update(node.state for node in piece)
-        gone.update(_kinds_of_gone(piece, nodes))
+        absent.update(_kinds_of_absent(piece, nodes))
         warnings += islice(_of_nodes(piece, nodes, now), max(0, MAX_WARNINGS - len(warnings)))
     return {
         "version": __version__,
         "started": as_iso(facts.started),
         "uptime_seconds": max(0.0, round((now - facts.started).total_seconds(), 1)),
-        "addresses": _over_the_network(facts.addresses()),
+        "addresses": _network_addresses(facts.addresses()),
         "certificate": {
             "serial": certificate.serial,
             "ends": as_iso(certificate.ends),
             "names": list(certificate.names),
         },
         "nodes": dict(states),
-        "nodes_gone": dict(gone),
-        "streams": sum(len(link.streams) for _, link in nodes.attached()),
+        "nodes_gone": dict(absent),
+        "streams": sum(len(session.streams) for _, session in nodes.attached()),
         "ending": ending,
         "warnings": warnings,
     }
 
 
-def _kinds_of_gone(known: Sequence[Node], nodes: Nodes) -> Counter[str]:
-    """How many of the nodes that are gone are shut out, or were never there."""
+def _kinds_of_absent(known: Sequence[Node], nodes: Nodes) -> Counter[str]:
+    """Count the absent nodes that are revoked, and those that never attached."""
     kinds = Counter[str]()
     for node in known:
         if node.category is StateCategory.ABSENT:
@@ -75,35 +75,38 @@ def _kinds_of_gone(known: Sequence[Node], nodes: Nodes) -> Counter[str]:
     return +kinds
 
 
-def _over_the_network(addresses: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Without the sockets in the server's own file system."""
-    found = {name: [one for one in listed if not one.startswith("/")] for name, listed in addresses.items()}
+def _network_addresses(addresses: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the addresses without unix sockets, which are paths on the server's machine."""
+    found = {
+        name: [address for address in listed if not address.startswith("/")]
+        for name, listed in addresses.items()
+    }
     return {name: listed for name, listed in found.items() if listed}
 
 
 def _of_server(facts: ServerFacts, now: datetime) -> Iterator[Json]:
-    said = facts.certificate()
-    if is_late(said.begins, said.ends, now):
-        detail = f"the server's certificate ends at {as_minute(said.ends)} and was not renewed"
-        yield _warning(detail, "on the server: qanat-server ca show, and see its log")
+    certificate = facts.certificate()
+    if is_late(certificate.begins, certificate.ends, now):
+        detail = f"the server's certificate ends at {as_minute(certificate.ends)} and was not renewed"
+        yield _warning(detail, "on the server: run qanat-server ca show, and read the server's log")
     if facts.store.is_failing:
-        cure = "on the server: is the disk full? The log says what failed"
-        yield _warning("the store cannot be written: nothing can be issued or revoked", cure)
+        cure = "on the server: check for a full disk, and read the server's log"
+        yield _warning("the store cannot be written: the server cannot issue or revoke", cure)
     if facts.store.audit_dropped:
         detail = f"{facts.store.audit_dropped} lines of the audit were lost since the start"
-        yield _warning(detail, "on the server: see its log; the count begins anew with the next start")
+        yield _warning(detail, "on the server: read its log; a restart sets the count to 0")
 
 
 def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Json]:
     for node in known:
         if nodes.is_duplicate(node):
-            cure = "give each agent a bundle of its own: qanat-server issue node NAME"
+            cure = "give each agent its own bundle: qanat-server issue node NAME"
             yield _warning(f"two agents attach as node {node.name}", cure)
         if node.category is StateCategory.REACHABLE or nodes.is_revoked(node.name):
             continue
         if node.last_seen_at is None:
             forget = f"qanat-server node forget {node.name}"
-            cure = f"on the node: qanat-agent run; if it will not come: {forget}"
+            cure = f"on the node: qanat-agent run; if the node no longer exists: {forget}"
             yield _warning(f"node {node.name} has never attached", cure)
         else:
             since = as_length((now - node.since).total_seconds())
@@ -113,13 +116,14 @@ def _of_nodes(known: Sequence[Node], nodes: Nodes, now: datetime) -> Iterator[Js
 
 
 def _of_ending(ending: Sequence[Json], now: datetime) -> Iterator[Json]:
-    for one in ending:
-        has_ended = str(one["ends"]) <= as_iso(now, "milliseconds")
+    for certificate in ending:
+        node, ends = certificate["node"], certificate["ends"]
+        has_ended = str(ends) <= as_iso(now, "milliseconds")
         verb = "ended" if has_ended else "ends"
-        detail = f"the certificate of node {one['node']} {verb} at {minute_of(one['ends'])}, not renewed"
+        detail = f"the certificate of node {node} {verb} at {minute_of(ends)}, not renewed"
         cure = "on the node: qanat-agent check, qanat-agent renew"
         if has_ended:
-            token = f"qanat-server token create --node {one['node']}"
+            token = f"qanat-server token create --node {node}"
             cure = f"{token}, then on the node: qanat-agent join --again"
         yield _warning(detail, cure)
 
@@ -138,9 +142,9 @@ def find_node(nodes: Nodes, quoted: str) -> Node:
 
 
 async def certificate_of(node: Node, facts: ServerFacts) -> Json | None:
-    """Return serial and end of the node's certificate; None if they are not known here."""
+    """Return serial and end of the node's certificate, or None if this server does not know it."""
     try:
-        proven = await facts.node_certificate(node.name)
+        certificate = await facts.node_certificate(node.name)
     except StoreError:
         return None
-    return {"serial": proven.serial, "ends": as_iso(proven.ends)} if proven else None
+    return {"serial": certificate.serial, "ends": as_iso(certificate.ends)} if certificate else None

@@ -1,1 +1,1 @@
-"""One file that a server can be made of again: its store, authority, certificates and configuration."""
+"""Backups: one file with a server's store, authority, certificates and configuration."""

@@ -1,7 +1,7 @@
-"""The backup file: a plain tar whose first member, ``manifest.json``, says what the others are.
+"""The backup file: a plain tar whose first member, ``manifest.json``, describes the others.
 
-Each other member has a number for a name; the manifest has its place on the disk, its mode and its
-SHA-256. So nothing in the file decides where bytes go but one checked list.
+The name of each other member is a number. The manifest has its path, its mode and its SHA-256. So this one
+checked list decides where bytes are written.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _VERSION = 1
 _CHUNK_BYTES = 1024 * 1024
 _MAX_MANIFEST_BYTES = 1024 * 1024
 _MAX_SMALL_BYTES = 1024 * 1024
-"""Of a file outside of the data folder: certificates, keys and the configuration."""
+"""Largest file outside of the data folder: certificates, keys and the configuration."""
 _MAX_MADE = 40
 _READ_BY_OTHERS = 0o044
 _UNDECODED = {chr(code) for code in range(0xDC80, 0xDD00)}
-"""How names that are not UTF-8 are spelt in Python; a backup may have them."""
+"""Characters with which Python represents names that are not UTF-8. A backup may have such names."""
 _SECRET = b"PRIVATE KEY-----"
 
 
 class BadBackup(Exception):  # noqa: N818 - what it is
-    """The file is no backup that can be used. The text says why."""
+    """The file is not a usable backup. The text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file: where it belongs, its permission bits, and what it must hash to."""
+    """One file of a backup: its path, its permission bits and its SHA-256 in hex."""
 
     path: str
     mode: int
@@ -48,7 +48,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``made`` is ISO 8601; ``config_file`` and ``data_dir`` are places, as those of the members."""
+    """Contents of a backup. ``made`` is a time in ISO 8601; ``config_file`` and ``data_dir`` are paths."""
 
     made: str
     data_dir: str
@@ -57,7 +57,7 @@ class Manifest:
 
 
 def write_archive(target: Path, made: str, data_dir: Path, config: Path, sources: Sequence[Source]) -> None:
-    """Writes ``target`` with mode 0600, whole or not at all. Raises ``FileExistsError`` or ``OSError``."""
+    """Write ``target`` atomically with mode 0600. Raises ``FileExistsError`` or ``OSError``."""
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
     try:
@@ -74,7 +74,7 @@ def write_archive(target: Path, made: str, data_dir: Path, config: Path, sources
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to put in: where its bytes are now, and where they belong."""
+    """A file for the archive: the path of its bytes, and the path to which a restore writes them."""
 
     file: Path
     belongs: Path
@@ -87,8 +87,11 @@ def _member(source: Source) -> Member:
 
 
 def _opened(source: Source) -> io.BufferedReader:
-    """Root follows no links of another user's: what they lead to would be that user's after a restore."""
-    if source.file != source.belongs:  # a copy that this process has made
+    """Open the file with the rights of its owner.
+
+    Root must not follow another user's symbolic link, because a restore would give that user the file.
+    """
+    if source.file != source.belongs:  # A copy that this process has made.
         return source.file.open("rb")
     with as_owner(source.file):
         return source.file.open("rb")
@@ -114,12 +117,15 @@ def open_backup(file: Path) -> Iterator[Backup]:
         try:
             archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - closed with the stream
         except tarfile.TarError as error:
-            raise BadBackup(f"{file} is no backup: {error}") from None
+            raise BadBackup(f"{file} is not a backup: {error}") from None
         yield Backup(file, archive, _read_manifest(file, archive))
 
 
 class Backup:
-    """A backup that is open. What was shown of it is what is restored, whatever its path leads to then."""
+    """An open backup. It stays the same even if another file gets its path.
+
+    So the restored files are those that the user has confirmed.
+    """
 
     def __init__(self, file: Path, archive: tarfile.TarFile, manifest: Manifest) -> None:
         self.file = file
@@ -127,9 +133,9 @@ class Backup:
         self._archive = archive
 
     def extract(self, folder: Path, within: Path) -> dict[Path, Path]:
-        """Put the members that belong below ``within`` into ``folder``, under their numbers, checked.
+        """Write the members that belong below ``within`` into ``folder``, named by number, and check hashes.
 
-        Returns where each belongs and where it is. Raises ``BadBackup`` or ``OSError``.
+        Returns the written file for each path. Raises ``BadBackup`` or ``OSError``.
         """
         extracted = {}
         for number, member in enumerate(self.manifest.members):
@@ -141,14 +147,14 @@ class Backup:
         return extracted
 
     def read(self, without: Path) -> dict[Path, Content]:
-        """Read the members that do not belong below ``without``, checked. Raises ``BadBackup``."""
+        """Read the members that do not belong below ``without``, and check hashes. Raises ``BadBackup``."""
         read = {}
         for number, member in enumerate(self.manifest.members):
             if without not in Path(member.path).parents:
                 with _errors(self.file):
                     data = self._content(number).read(_MAX_SMALL_BYTES + 1)
                 if len(data) > _MAX_SMALL_BYTES:
-                    raise BadBackup(f"{self.file}: {member.path} in it is too large for its place")
+                    raise BadBackup(f"{self.file}: its member {member.path} is too large")
                 self._compare(member, hashlib.sha256(data).hexdigest())
                 read[Path(member.path)] = Content(data, _mode_of(member, is_secret=_SECRET in data))
         return read
@@ -169,24 +175,27 @@ class Backup:
     def _content(self, number: int) -> IO[bytes]:
         content = self._archive.extractfile(str(number))
         if content is None:
-            raise BadBackup(f"{self.file} is damaged: member {number} is no file")
+            raise BadBackup(f"{self.file} is damaged: member {number} is not a file")
         return content
 
     def _compare(self, member: Member, digest: str) -> None:
         if digest != member.sha256:
-            raise BadBackup(f"{self.file} is damaged: {member.path} in it is not what it was")
+            raise BadBackup(f"{self.file} is damaged: its member {member.path} was changed")
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of a file, and its permission bits."""
+    """Bytes of a file, and its permission bits."""
 
     data: bytes
     mode: int
 
 
 def _mode_of(member: Member, *, is_secret: bool) -> int:
-    """Return 0644 for what others could read, 0600 for all else: the bits of the backup are not believed."""
+    """Return 0644 for a public file that others could read, and 0600 otherwise.
+
+    The backup's own bits are not trusted.
+    """
     return PUBLIC if member.mode & _READ_BY_OTHERS and not is_secret else PRIVATE
 
 
@@ -202,10 +211,10 @@ def _read_manifest(file: Path, archive: tarfile.TarFile) -> Manifest:
     try:
         content = archive.extractfile(MANIFEST)
         if content is None:
-            raise BadBackup(f"{file} is no backup: its manifest is no file")
+            raise BadBackup(f"{file} is not a backup: its manifest is not a file")
         return _parse(file, content.read(_MAX_MANIFEST_BYTES))
     except (tarfile.TarError, KeyError) as error:
-        raise BadBackup(f"{file} is no backup: {error}") from None
+        raise BadBackup(f"{file} is not a backup: {error}") from None
 
 
 def _parse(file: Path, text: bytes) -> Manifest:
@@ -213,23 +222,23 @@ def _parse(file: Path, text: bytes) -> Manifest:
         read: Any = json.loads(text)
         if read["version"] != _VERSION:
             raise BadBackup(f"{file} was made by a newer version of qanat-server")
-        members = tuple(Member(str(one["path"]), int(one["mode"]), one["sha256"]) for one in read["members"])
+        members = tuple(Member(str(it["path"]), int(it["mode"]), it["sha256"]) for it in read["members"])
         manifest = Manifest(str(read["made"]), str(read["data_dir"]), str(read["config_file"]), members)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadBackup(f"{file} is no backup that can be read: {error!r}"[:300]) from None
-    for place in (manifest.data_dir, manifest.config_file, *(one.path for one in members)):
+        raise BadBackup(f"{file} is not a readable backup: {error!r}"[:300]) from None
+    for place in (manifest.data_dir, manifest.config_file, *(member.path for member in members)):
         _require_place(file, place)
-    _require_separate(file, [Path(one.path) for one in members])
+    _require_separate(file, [Path(member.path) for member in members])
     if not manifest.made.isprintable() or len(manifest.made) > _MAX_MADE:
-        raise BadBackup(f"{file} is no backup that can be read: it does not say when it was made")
+        raise BadBackup(f"{file} is not a readable backup: it does not have its time of creation")
     return manifest
 
 
 def _require_place(file: Path, place: str) -> None:
     path = Path(place)
-    # Two spellings of one place would be two places, and a control character shows another.
+    # Two spellings of one path would count as two paths. A control character could display another path.
     if not path.is_absolute() or ".." in path.parts or str(path) != place or not _is_shown_as_is(place):
-        raise BadBackup(f"{file} names a place that cannot be: {place[:200]!r}")
+        raise BadBackup(f"{file} names an invalid place: {place[:200]!r}")
 
 
 def _is_shown_as_is(place: str) -> bool:
@@ -237,7 +246,7 @@ def _is_shown_as_is(place: str) -> bool:
 
 
 def _require_separate(file: Path, places: list[Path]) -> None:
-    """Raises ``BadBackup`` if two members have one place, or one belongs inside another."""
+    """Raise ``BadBackup`` if two members have the same path, or if one is inside another."""
     seen = set(places)
     if len(seen) < len(places) or any(parent in seen for place in seen for parent in place.parents):
         raise BadBackup(f"{file} names a place twice")

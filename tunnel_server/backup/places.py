@@ -1,8 +1,8 @@
-"""Which places a backup may name. No I/O.
+"""Places to which a restore may write. No I/O.
 
-The backup says itself where its files belong, and so does the configuration in it. Whoever can alter the
-file can alter both. So a place is accepted only if it belongs to the installation by what this machine, or
-the caller, says: the usual folders, what the configuration that is there names, and ``--place``.
+A backup names the places of its files, and so does the configuration in it. An attacker who can alter the
+backup can alter both. So a place is accepted only if this machine or the caller names it: the usual folders,
+the files in the existing configuration, and ``--place``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from tunnel_server.backup.archive import BadBackup, Manifest
 
 
-class StrangePlaces(BadBackup):
-    """The backup names places that are not of this installation. ``needed`` are those to allow."""
+class UnknownPlaces(BadBackup):
+    """The backup names places outside of this installation. ``needed`` are the places to allow."""
 
-    def __init__(self, strange: list[Path], needed: list[Path]) -> None:
-        super().__init__(f"it names places that are not of this installation: {strange[0]}")
-        self.strange = strange
+    def __init__(self, unknown: list[Path], needed: list[Path]) -> None:
+        super().__init__(f"the backup names places outside of this installation: {unknown[0]}")
+        self.unknown = unknown
         self.needed = needed
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """``folders`` and all in them, and single ``files``, may be written."""
+    """Places that a restore may write: ``folders`` with all files in them, and single ``files``."""
 
     folders: frozenset[Path]
     files: frozenset[Path]
@@ -32,7 +32,8 @@ class Installation:
     def has(self, place: Path) -> bool:
         """Whether a file at ``place`` belongs to the installation.
 
-        Hidden files do not: a data folder may be a home folder, and the shell runs what is in some of these.
+        Hidden files do not belong to it. A data folder may be a home folder, and shells run some of its
+        hidden files.
         """
         return place in self.files or any(
             folder in place.parents and not _is_hidden(place.relative_to(folder)) for folder in self.folders
@@ -44,7 +45,7 @@ class Installation:
 
 
 def require_known(manifest: Manifest, installation: Installation) -> None:
-    """Raise ``StrangePlaces`` for a backup that names a place outside of the installation."""
+    """Raise ``UnknownPlaces`` for a backup that names a place outside of the installation."""
     data_dir, config = Path(manifest.data_dir), Path(manifest.config_file)
     folders = [] if installation.has_folder(data_dir) else [data_dir]
     places = [config, *(Path(member.path) for member in manifest.members)]
@@ -53,7 +54,7 @@ def require_known(manifest: Manifest, installation: Installation) -> None:
         return
     allowed = Installation(installation.folders | {data_dir}, installation.files)
     needed = [*folders, *(place for place in files if not allowed.has(place))]
-    raise StrangePlaces([*folders, *files], needed)
+    raise UnknownPlaces([*folders, *files], needed)
 
 
 def _is_hidden(relative: Path) -> bool:

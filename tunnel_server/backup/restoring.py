@@ -1,18 +1,18 @@
-"""Making a server again of a backup.
+"""Restore of a server from a backup.
 
-1. Places that are not of this installation are refused (``places``).
-2. The backup is unpacked beside its place and checked: hashes, the database, the authority.
-3. What is there already goes into ``before-restore-...`` in the data folder, never removed.
-4. The files are brought to their places. Those outside of the data folder come first, because writing there
-   may fail where the folder has another owner; the data folder is then as it was.
+1. Places outside of this installation are refused (``places``).
+2. The backup is unpacked in the data folder and checked: hashes, the database, the authority.
+3. Existing files are moved into ``before-restore-...`` in the data folder, and never removed.
+4. The files are moved to their places. Files outside of the data folder come first, because their folder may
+   have another owner. If a write there fails, the data folder is unchanged.
 
-Root does this in folders of the server's user. There it has the rights of that user alone, since a server
-that was taken over may have put links there (``certs.file_owner``). What belongs outside of the data folder
-never lies in it on the way.
+Root works here in folders of the server's user, with the rights of that user only. A compromised server may
+have put symbolic links there (``certs.file_owner``). Files that belong outside of the data folder are never
+written inside it.
 
-What happened after the backup is not in it. Of the revocations among that, an old database that is there
-still knows; they are told, since those who were shut out would be in again. Tokens that were open are
-revoked: whether they were used since, nobody knows.
+A backup does not have revocations that were made later. If the old database is still readable, the restore
+reports its newer revocations, because they have no effect any more. Tokens that were open are revoked,
+because the backup does not show whether they were used later.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _STAGED = ".restore-"
 _LOCK = "store.lock"
 
 
-class InTheWay(Exception):  # noqa: N818 - what there is
-    """Files are there already. ``paths`` names them, ``newer`` what an old store knows beyond the backup."""
+class FilesExist(Exception):  # noqa: N818 - what there is
+    """Files exist already. ``paths`` names them; ``newer`` has revocations that only the old store has."""
 
     def __init__(self, paths: list[Path], newer: list[dict[str, object]]) -> None:
         super().__init__(paths, newer)
@@ -56,8 +56,8 @@ class InTheWay(Exception):  # noqa: N818 - what there is
         self.newer = newer
 
 
-class BrokenOff(Exception):  # noqa: N818 - what happened
-    """A restore stopped with ``error`` after old files were moved into the folder ``kept``."""
+class RestoreFailed(Exception):  # noqa: N818 - what happened
+    """A restore failed with ``error`` after old files were moved into the folder ``kept``."""
 
     def __init__(self, error: OSError, kept: Path) -> None:
         super().__init__(error, kept)
@@ -67,7 +67,10 @@ class BrokenOff(Exception):  # noqa: N818 - what happened
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """``newer`` are revocations that only the old store knew; ``kept`` is where the old files are."""
+    """Result of a restore.
+
+    ``newer`` has revocations that only the old store had. ``kept`` is the folder of the old files, or None.
+    """
 
     manifest: Manifest
     newer: list[dict[str, object]]
@@ -76,10 +79,11 @@ class Restored:
 
 
 def restore_backup(backup: Backup, installation: Installation, *, replace: bool) -> Restored:
-    """Puts everything back where it was. Blocks.
+    """Restore all files of ``backup``. Blocks.
 
-    Raises ``StrangePlaces``, ``InTheWay`` unless ``replace``, ``BadBackup``, ``StoreHeld`` while a server
-    runs, ``StoreError``, ``OSError``, ``BrokenOff``. A restore that was interrupted is simply done again.
+    Raises ``UnknownPlaces``, ``FilesExist`` for existing files without ``replace``, ``BadBackup``,
+    ``StoreHeld`` while a server runs, ``StoreError``, ``OSError`` and ``RestoreFailed``. An interrupted
+    restore can be repeated.
     """
     manifest = backup.manifest
     require_known(manifest, installation)
@@ -92,23 +96,23 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
             newer = _newer_revocations(data_dir / FILE, inside.get(data_dir / FILE))
             existing, others = _existing(data_dir), [path for path in outside if _is_there(path)]
             if (existing or others) and not replace:
-                raise InTheWay([*existing, *others], newer)
+                raise FilesExist([*existing, *others], newer)
             kept = _make_kept(data_dir) if existing or others else None
             try:
-                _bring_outside(outside, others, kept)
-                _bring_inside(data_dir, inside, existing, kept)
+                _write_outside(outside, others, kept)
+                _move_inside(data_dir, inside, existing, kept)
             except OSError as error:
                 if kept is None:
                     raise
-                raise BrokenOff(error, kept) from error
-            revoked = _after(data_dir / FILE, manifest) if data_dir / FILE in inside else []
+                raise RestoreFailed(error, kept) from error
+            revoked = _revoke_open_tokens(data_dir / FILE, manifest) if data_dir / FILE in inside else []
     return Restored(manifest, newer, revoked, kept)
 
 
 @contextlib.contextmanager
 def _staging(data_dir: Path) -> Iterator[Path]:
     for left in data_dir.glob(f"{_STAGED}*"):
-        shutil.rmtree(left, ignore_errors=True)  # one of root's, of an earlier version, stays
+        shutil.rmtree(left, ignore_errors=True)  # A folder that an older version made as root stays.
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=_STAGED) as folder:
         yield Path(folder)
 
@@ -128,18 +132,21 @@ def _check(data_dir: Path, places: dict[Path, Path], staged: Path) -> None:
     try:
         load_authority(trial)
     except AuthorityError as error:
-        raise BadBackup(f"the authority in it cannot be used: {error}") from None
+        raise BadBackup(f"the authority in the backup is not usable: {error}") from None
 
 
 def _newer_revocations(old: Path, new: Path | None) -> list[dict[str, object]]:
-    """Those in the old store, if it can still be read, that are not in the new one."""
+    """Return the revocations of the old store that the new store does not have.
+
+    If the old store cannot be read, return none.
+    """
     if not old.is_file():
         return []
     try:
-        known = {_key(one) for one in (_revocations(new) if new else [])}
-        return [one for one in _revocations(old) if _key(one) not in known]
+        known = {_key(revocation) for revocation in (_revocations(new) if new else [])}
+        return [revocation for revocation in _revocations(old) if _key(revocation) not in known]
     except (StoreError, ValueError):
-        return []  # a damaged one is what a backup is for
+        return []  # A damaged store is a usual reason for a restore.
 
 
 def _revocations(file: Path) -> list[dict[str, object]]:
@@ -147,15 +154,15 @@ def _revocations(file: Path) -> list[dict[str, object]]:
         return revocations.listed(reader)
 
 
-def _key(one: dict[str, object]) -> tuple[object, ...]:
-    return one["number"], one["kind"], one["subject"], one["at"]
+def _key(revocation: dict[str, object]) -> tuple[object, ...]:
+    return tuple(revocation[name] for name in ("number", "kind", "subject", "at"))
 
 
 def _existing(data_dir: Path) -> list[Path]:
-    return sorted(path for path in data_dir.iterdir() if path.name != _LOCK and not _is_ours(path))
+    return sorted(path for path in data_dir.iterdir() if path.name != _LOCK and not _is_restore_file(path))
 
 
-def _is_ours(path: Path) -> bool:
+def _is_restore_file(path: Path) -> bool:
     return path.name.startswith((_STAGED, _KEPT)) or path.is_socket()
 
 
@@ -171,10 +178,10 @@ def _make_kept(data_dir: Path) -> Path:
     return kept
 
 
-def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
+def _write_outside(files: dict[Path, Content], existing: list[Path], kept: Path | None) -> None:
     if kept is not None:
         for path in existing:
-            _keep_copy(path, _free(kept / path.name))
+            _keep_copy(path, _free_path(kept / path.name))
     for path, content in files.items():
         if path in existing:
             with as_owner(path):
@@ -182,17 +189,17 @@ def _bring_outside(files: dict[Path, Content], existing: list[Path], kept: Path 
         _write(path, content)
 
 
-def _bring_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
+def _move_inside(data_dir: Path, files: dict[Path, Path], existing: list[Path], kept: Path | None) -> None:
     if kept is not None:
         for path in existing:
-            shutil.move(path, _free(kept / path.name))
+            shutil.move(path, _free_path(kept / path.name))
     sync_folder(data_dir)
     for place, source in files.items():
-        _put(source, place)
+        _move_into_place(source, place)
 
 
 def _keep_copy(path: Path, copy: Path) -> None:
-    """Copies a file whose folder has another owner, who may not write to the folder of the copy."""
+    """Copy a file whose folder has another owner. That owner may not write to the folder of the copy."""
     with as_owner(path):
         target = path.readlink() if path.is_symlink() else None
         data = b"" if target else path.read_bytes()
@@ -202,10 +209,10 @@ def _keep_copy(path: Path, copy: Path) -> None:
         write_private(copy, data, replace=False)
 
 
-def _free(path: Path) -> Path:
-    """Returns ``path``, or if that is taken, one that is like it."""
-    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
-    return next(one for one in itertools.chain([path], names) if not os.path.lexists(one))
+def _free_path(path: Path) -> Path:
+    """Return ``path``, or ``path`` with a number if a file has that path."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(choice for choice in itertools.chain([path], numbered) if not os.path.lexists(choice))
 
 
 def _write(place: Path, content: Content) -> None:
@@ -217,27 +224,29 @@ def _write(place: Path, content: Content) -> None:
 
 
 def _make_folders(folder: Path, *, mode: int) -> None:
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    for one in reversed(missing):
-        one.mkdir(mode=mode)
-        chown_like(one.parent, one)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=mode)
+        chown_like(path.parent, path)
 
 
-def _put(source: Path, place: Path) -> None:
+def _move_into_place(source: Path, place: Path) -> None:
     _make_folders(place.parent, mode=0o700)
     shutil.move(source, place)
     chown_like(place.parent, place)
     sync_folder(place.parent)
 
 
-def _after(database: Path, manifest: Manifest) -> list[str]:
-    """What has to be different in a store that was brought back. Returns the tokens that were revoked."""
+def _revoke_open_tokens(database: Path, manifest: Manifest) -> list[str]:
+    """Revoke the open tokens of a restored store, and record the restore. Return the ids of the tokens."""
     by = f"uid-{os.getuid()}"
     with contextlib.closing(open_database(database)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
         listed = tokens.listed(connection, transaction.now)
-        still_open = [one["id"] for one in listed if one["state"] == "open" or one["revoked_with_node"]]
+        still_open = [
+            token["id"] for token in listed if token["state"] == "open" or token["revoked_with_node"]
+        ]
         for token_id in still_open:
             tokens.revoke(transaction, token_id, by)
         detail = f"the backup of {manifest.made}"

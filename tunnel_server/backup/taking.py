@@ -1,7 +1,7 @@
-"""Taking a backup, while the server runs or not: nothing waits for it, and it changes nothing.
+"""Creation of a backup, whether the server runs or not. A backup does not block or change the server.
 
-The database is copied by SQLite's own backup. Of the authority the state is read first: the folders that
-it names are never changed, so what is copied fits together even if a rotation goes on.
+SQLite's backup function copies the database. The authority's state is read first. The folders that the state
+names never change, so the copy is consistent even during a rotation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tunnel_server.store.store import FILE
 
 
 def take_backup(config: ServerConfig, config_file: Path, target: Path) -> list[Path]:
-    """Writes the backup and returns what is in it. Blocks.
+    """Write the backup, and return the paths of the files in it. Blocks.
 
-    Raises ``FileExistsError`` if ``target`` is there, ``OSError``, ``StoreError``, or ``ValueError`` for an
-    authority whose state cannot be read.
+    Raises ``FileExistsError`` if ``target`` exists, ``OSError``, ``StoreError``, and ``ValueError`` if the
+    authority's state cannot be read.
     """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         sources = [*_authority(config.data_dir / AUTHORITY_FOLDER, Path(scratch)), *_others(config)]
@@ -39,10 +39,10 @@ def take_backup(config: ServerConfig, config_file: Path, target: Path) -> list[P
 
 def _authority(folder: Path, scratch: Path) -> list[Source]:
     if not folder.is_dir():
-        return []  # certificates come from elsewhere
+        return []  # Another authority issues the certificates.
     with as_owner(folder):
         rotation = authority_folder.read_rotation(folder)
-        names = [*(one.folder for one in rotation.generations), *rotation.past]
+        names = [*(generation.folder for generation in rotation.generations), *rotation.past]
         found = [file for name in names for file in sorted((folder / name).glob("*.pem"))]
     authority_folder.write_rotation(scratch, rotation)
     state = Source(scratch / authority_folder.STATE, folder / authority_folder.STATE)
@@ -55,7 +55,7 @@ def _others(config: ServerConfig) -> list[Source]:
 
 def _database(file: Path, scratch: Path) -> list[Source]:
     if not os.path.lexists(file):
-        return []  # from before there was a store
+        return []  # The installation is older than the store.
     copy = scratch / FILE
     with as_owner(file):
         opened = open_reader(file)

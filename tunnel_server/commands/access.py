@@ -1,4 +1,4 @@
-"""How a command gets at the store: by itself while no server runs, else over the server's admin socket."""
+"""Access of commands to the store: directly while no server runs, or over the server's admin socket."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def load_config(file: Path | None) -> ServerConfig:
-    """The configuration of the server on this machine. Raises ``CommandError``."""
+    """Load the configuration of the server on this machine. Raises ``CommandError``."""
     path = file or paths.server_config_file()
     try:
         return load(path, ServerConfig, absent_fix=absent_fix(file, path))
@@ -45,21 +45,24 @@ def load_config(file: Path | None) -> ServerConfig:
 
 
 def absent_fix(named: Path | None, path: Path) -> str:
-    """What makes a configuration at ``path``, or finds the one that is meant."""
+    """Return the remedy for a missing configuration at ``path``."""
     where = f" --config {shlex.quote(str(path))}" if named else ""
     make = f"make a server: qanat-server init --name tunnel.example.com{where}"
     return paths.or_as_root(path, f"run this on the server's machine, or {make}")
 
 
 def checked_name(role: Role, name: str) -> str:
-    """The name of a node or user. Raises ``CommandError`` with the rule for such names."""
+    """Return ``name`` if a node or user may have it. Raises ``CommandError`` with the rule for names."""
     if not is_identity_name(role, name):
         raise CommandError(ExitCode.USAGE, why_no_name(role, name))
     return name
 
 
 def perform(config_file: Path | None, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
-    """Does an act, ``GET`` or ``POST``, and returns its answer. Raises ``CommandError``."""
+    """Perform the action of ``method`` (``GET`` or ``POST``) and ``path``, and return its answer.
+
+    Raises ``CommandError``.
+    """
     config = load_config(config_file)
     try:
         return trio.run(_perform, config, method, path, arguments)
@@ -70,36 +73,36 @@ def perform(config_file: Path | None, method: str, path: str, arguments: Mapping
 
 
 async def _perform(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
-    """Waits a little for another command, and for a server that has begun to start."""
+    """Perform the action. Retry while another command holds the store, or while a server starts."""
     deadline = trio.current_time() + PATIENCE_SECONDS
     while True:
         try:
-            # Root would follow the links of the server's user.
+            # As root, this process would follow symbolic links of the server's user.
             with hold_store(config.data_dir), as_owner(config.data_dir):
-                return await _by_itself(config, method, path, arguments)
+                return await _without_server(config, method, path, arguments)
         except StoreHeld as held:
-            why = str(held)
+            holder = str(held)
         try:
             return await ask_server(config.admin.socket, method, path, arguments)
         except NoServer as error:
             if not error.is_closed or trio.current_time() >= deadline:
-                raise NoServer(f"{why}, and {error}") from None
+                raise NoServer(f"{holder}, and {error}") from None
         await trio.sleep(RETRY_SECONDS)
 
 
-async def _by_itself(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
+async def _without_server(config: ServerConfig, method: str, path: str, arguments: Mapping[str, Any]) -> Json:
     with failures(config.data_dir):
         store = open_store(settings_of(config), lambda: datetime.now(UTC))
-    act = (READS if method == "GET" else WRITES)[path]
+    action = (READS if method == "GET" else WRITES)[path]
     refused: Refused | None = None
     answer: Json = {}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.serve)
         try:
-            answer = await act(
+            answer = await action(
                 Actions.without_server(config, store), Arguments(arguments), f"uid-{os.getuid()}"
             )
-        except Refused as error:  # out of the nursery, which would wrap it in a group
+        except Refused as error:  # Raised after the nursery, which would wrap it in a group.
             refused = error
         finally:
             await store.aclose()

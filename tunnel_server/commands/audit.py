@@ -1,4 +1,4 @@
-"""``qanat-server audit``: who joined, renewed, was revoked or refused."""
+"""``qanat-server audit``: joins, renewals, revocations and refusals."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _TABLE = Table(("time", "what", "whom", "by", "detail"))
 
 @click.command("audit")
 @click.option(
-    "--node", default="", metavar="NAME", shell_complete=complete_node, help="What concerns this node."
+    "--node", default="", metavar="NAME", shell_complete=complete_node, help="Lines about this node."
 )
-@click.option("--user", default="", metavar="NAME", help="What concerns this user.")
+@click.option("--user", default="", metavar="NAME", help="Lines about this user.")
 @click.option("--kind", type=click.Choice([kind.value for kind in AuditKind]), help="Lines of this kind.")
-@click.option("--since", type=moment, help=f"From then on: {TIME_HELP}.")
-@click.option("--until", type=moment, help="Before then; written as --since is.")
+@click.option("--since", type=moment, help=f"Lines from this time on: {TIME_HELP}.")
+@click.option("--until", type=moment, help="Lines before this time, in the form of --since.")
 @click.option(
     "--most",
     type=click.IntRange(1, MAX_LISTED),
     default=100,
     show_default=True,
-    help="How many lines, the newest.",
+    help="Number of lines, the newest first chosen.",
 )
 @wide_option
 @config_option
@@ -46,7 +46,7 @@ def command(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Show the newest lines of the audit that fit, the newest last. Times are shown in UTC.
+    """Show the newest matching lines of the audit, newest last. Times are in UTC.
 
     \b
     Examples:
@@ -59,15 +59,15 @@ def command(
     wanted |= {"since_ms": since} if since is not None else {}
     wanted |= {"until_ms": until} if until is not None else {}
     answer = perform(config, "GET", "audit", wanted)
-    nothing = "The audit has no such line."
+    nothing = "No line of the audit matches."
     show_list(answer, _TABLE, map(row_of, answer["audit"]), nothing, as_json=as_json, wide=wide)
 
 
 def row_of(line: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one line. What its detail names already is not named beside it."""
-    whom = line.get("node") or line.get("user", "")
+    """Return the cells of one line. Token and serial are left out if the detail names them."""
+    subject = line.get("node") or line.get("user", "")
     by = line.get("done_by") or line.get("source", "")
     detail = line.get("detail", "")
     named = [f"{key} {line[key]}" for key in ("token", "serial") if key in line]
     facts = [line.get("reason", ""), *(text for text in named if text not in detail), detail]
-    return moment_of(line["at"]), line["kind"], whom, by, ", ".join(filter(None, facts))
+    return moment_of(line["at"]), line["kind"], subject, by, ", ".join(filter(None, facts))

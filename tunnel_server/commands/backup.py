@@ -1,4 +1,4 @@
-"""``qanat-server backup`` and ``restore``: one file that a server can be made of again."""
+"""``qanat-server backup`` and ``restore``: one file from which a server can be restored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError, load
 from tunnel_core.humanize import counted
 from tunnel_server.backup.archive import BadBackup, Manifest, open_backup
-from tunnel_server.backup.places import Installation, StrangePlaces, require_known
-from tunnel_server.backup.restoring import BrokenOff, InTheWay, Restored, restore_backup
+from tunnel_server.backup.places import Installation, UnknownPlaces, require_known
+from tunnel_server.backup.restoring import FilesExist, Restored, RestoreFailed, restore_backup
 from tunnel_server.backup.taking import take_backup
 from tunnel_server.commands.access import config_option, json_option, load_config
 from tunnel_server.commands.confirming import confirm, yes_option
@@ -30,9 +30,9 @@ _file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @config_option
 @json_option
 def backup(file: Path, config: Path | None, as_json: bool) -> None:
-    """Write store, authority, certificates and configuration into one FILE, of mode 0600.
+    """Write store, authority, certificates and configuration into one FILE with mode 0600.
 
-    The server may run. Whoever has the file can issue certificates: keep it as you keep a root password.
+    The server may run. The file contains the authority's keys, so keep it as safe as a root password.
 
     \b
     Example:
@@ -44,7 +44,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     try:
         held = take_backup(loaded, config_file, target)
     except FileExistsError:
-        raise CommandError(ExitCode.USAGE, f"{target} exists; a backup replaces nothing") from None
+        raise CommandError(ExitCode.USAGE, f"{target} exists; a backup does not overwrite a file") from None
     except StoreError as error:
         raise CommandError.refused(error) from None
     except OSError as error:
@@ -55,28 +55,29 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(target), "holds": [str(path) for path in held]})
     else:
-        click.echo(f"{target} holds {counted(len(held), 'file')}. It has the authority's keys: keep it safe.")
+        files = counted(len(held), "file")
+        click.echo(f"{target} holds {files} and has the authority's keys. Keep it in a safe place.")
 
 
 @click.command("restore")
 @_file
-@click.option("--force", is_flag=True, help="Move what is there already into a folder beside it.")
+@click.option("--force", is_flag=True, help="Move existing files into a folder beside them.")
 @click.option(
     "--place",
     "places",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
-    help="A folder or file of the server that is none of the usual ones; may be repeated.",
+    help="Allow this folder or file of the server, which is not a usual one; may be repeated.",
 )
 @yes_option
 @json_option
 def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_json: bool) -> None:
-    """Put everything that backup FILE holds back where it was, on this machine or another.
+    """Restore all files of backup FILE to their places, on this machine or another.
 
-    It writes to the usual folders, to what the configuration that is there names, and to each --place; a
-    backup that names another place is refused. It shows all places, and at a terminal it asks first. The
-    server must not run. Agents reattach by themselves, if the server has the same names as before.
+    It writes to the usual folders, to the files that the existing configuration names, and to each --place.
+    A backup that names another place is refused. At a terminal it shows all places and asks first. The
+    server must not run. Agents reattach by themselves if the server keeps its names.
 
     \b
     Examples:
@@ -91,19 +92,19 @@ def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_jso
             what = _what_it_does(opened.manifest, force=force)
             confirm(what, "Restore it?", yes=yes, as_json=as_json, needs_yes=False)
             restored = restore_backup(opened, installation, replace=force)
-    except StrangePlaces as error:
-        raise CommandError(ExitCode.USAGE, _strange(error)) from None
-    except InTheWay as error:
-        raise CommandError(ExitCode.USAGE, _in_the_way(error)) from None
+    except UnknownPlaces as error:
+        raise CommandError(ExitCode.USAGE, _unknown_places_text(error)) from None
+    except FilesExist as error:
+        raise CommandError(ExitCode.USAGE, _existing_files_text(error)) from None
     except BadBackup as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     except StoreHeld as error:
         raise CommandError(ExitCode.FAILED, f"{error}; stop it first") from None
     except StoreError as error:
         raise CommandError.refused(error) from None
-    except BrokenOff as stopped:
+    except RestoreFailed as stopped:
         why = f"{stopped.error.filename or file}: {paths.with_rights_hint(stopped.error)}"
-        cure = f"what was replaced is in {stopped.kept} now; mend that and restore again"
+        cure = f"the replaced files are in {stopped.kept}; remove the cause and restore again"
         raise CommandError(ExitCode.FAILED, f"the restore stopped: {why}; {cure}") from None
     except OSError as error:
         raise CommandError(
@@ -113,7 +114,7 @@ def restore(file: Path, force: bool, places: tuple[Path, ...], yes: bool, as_jso
 
 
 def _installation(places: tuple[Path, ...]) -> Installation:
-    """What belongs to a server of this machine: the usual places, those it has now, and what was named."""
+    """Return the places of a server on this machine: usual, configured now, and named by ``--place``."""
     config_file = paths.server_config_file().absolute()
     named = frozenset(place.absolute() for place in places)
     folders = {paths.data_folder(), paths.config_folder()}
@@ -126,57 +127,56 @@ def _installation(places: tuple[Path, ...]) -> Installation:
     return Installation(named | folders, named | files)
 
 
-def _strange(error: StrangePlaces) -> str:
+def _unknown_places_text(error: UnknownPlaces) -> str:
     allow = " ".join(f"--place {shlex.quote(str(path))}" for path in error.needed)
     return "\n".join(
         [
             "nothing was changed, because the backup names places that are not of a server on this machine:",
-            *(f"  {path}" for path in error.strange),
-            "Whoever altered the backup would write there. If your server had them, allow them:",
+            *(f"  {path}" for path in error.unknown),
+            "An attacker who altered the backup could write there. If your server used them, allow them:",
             f"  {allow}",
         ]
     )
 
 
 def _what_it_does(manifest: Manifest, *, force: bool) -> str:
-    there = (
-        "what is there now is moved into a folder beside it"
-        if force
-        else "files that are there now are not replaced"
+    existing = (
+        "existing files are moved into a folder beside them" if force else "existing files are not replaced"
     )
     places = sorted({member.path for member in manifest.members})
     return "\n".join(
         [
-            f"The backup of {manifest.made} puts {counted(len(places), 'file')} to {manifest.data_dir} and"
-            f" {manifest.config_file}; {there}. Tokens that were open then are revoked. The files:",
+            f"The backup of {manifest.made} restores {counted(len(places), 'file')} to {manifest.data_dir}"
+            f" and {manifest.config_file}; {existing}."
+            " Tokens that were open at the backup are revoked. The files:",
             *(f"  {place}" for place in places),
         ]
     )
 
 
-def _in_the_way(found: InTheWay) -> str:
+def _existing_files_text(found: FilesExist) -> str:
     paths_there = ", ".join(map(str, found.paths[:10]))
     lines = [f"nothing was changed, because these exist: {paths_there}; --force moves them aside"]
     if found.newer:
         lines += [
-            "The store that is there knows revocations that the backup does not:",
+            "The existing store has revocations that the backup does not have:",
             *_lost(found.newer),
         ]
     return "\n".join(lines)
 
 
 def _lost(newer: list[dict[str, object]]) -> list[str]:
-    """The commands that revoke them again; the store of the backup may know none of these names."""
+    """Return the commands that repeat the revocations. The restored store may not know the names."""
     words = {"node": "node", "user": "user", "serial": "cert"}
     return [
-        f"  qanat-server {words[str(one['kind'])]} revoke {one['subject']} --force --yes" for one in newer
+        f"  qanat-server {words[str(lost['kind'])]} revoke {lost['subject']} --force --yes" for lost in newer
     ]
 
 
 def _revoked(tokens: int) -> str:
     if tokens == 1:
-        return "1 token that was open then is revoked: make a new one."
-    return f"{tokens} tokens that were open then are revoked: make new ones."
+        return "1 token that was open at the backup is revoked: create a new one."
+    return f"{tokens} tokens that were open at the backup are revoked: create new ones."
 
 
 def _as_text(restored: Restored) -> str:
@@ -186,11 +186,11 @@ def _as_text(restored: Restored) -> str:
         "Each file belongs to the owner of its folder; the server's user must be able to read them.",
     ]
     if restored.kept:
-        lines.append(f"What was there before is in {restored.kept}.")
+        lines.append(f"The replaced files are in {restored.kept}.")
     if restored.revoked_tokens:
         lines.append(_revoked(len(restored.revoked_tokens)))
     if restored.newer:
-        lines += ["", "REVOCATIONS NEWER THAN THE BACKUP, which do not hold until you say them again:"]
+        lines += ["", "REVOCATIONS NEWER THAN THE BACKUP, which have no effect until you repeat them:"]
         lines += _lost(restored.newer)
     config = shlex.quote(manifest.config_file)
     return "\n".join([*lines, "", "Next:", f"  qanat-server run --config {config}"])

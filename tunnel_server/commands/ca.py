@@ -1,4 +1,4 @@
-"""``qanat-server ca``: the authority, and how it is replaced while its certificates are in use."""
+"""``qanat-server ca``: the authority, and its rotation while certificates are in use."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from certs.rotation import RotationStep
 from tunnel_core.cli.command_line import CommandGroup, print_json
 from tunnel_core.humanize import minute_of
 from tunnel_server.commands.access import config_option, json_option, perform
-from tunnel_server.commands.confirming import confirm, few, yes_option
+from tunnel_server.commands.confirming import confirm, first_items, yes_option
 
 _MAX_NAMES = 10
-_MEANS = {
+_STATE_MEANINGS = {
     "steady": "one root is trusted, and signs",
-    "added": "the new root is trusted too; the old one goes on to sign",
-    "switched": "the new root signs; the old one is still trusted",
+    "added": "the new root is trusted too; the old root still signs",
+    "switched": "the new root signs; the old root is still trusted",
 }
 
-_DOES = {
-    "add": "makes a new root, which is trusted from then on; the old one goes on to sign",
-    "switch": "lets the new root sign, and makes the server's own certificate anew",
-    "retire": "stops trusting the old root; what leads to it alone is let in no more",
-    "issuing": "makes another issuing certificate under the same root, which signs at once",
+_STEP_EFFECTS = {
+    "add": "creates a new root, which is trusted from now on; the old root still signs",
+    "switch": "makes the new root sign, and renews the server's own certificate",
+    "retire": "stops trusting the old root; certificates that lead only to it are refused",
+    "issuing": "creates another issuing certificate under the same root, which signs at once",
 }
 
 
@@ -43,7 +43,7 @@ def command() -> None:
 @config_option
 @json_option
 def show_authority(config: Path | None, as_json: bool) -> None:
-    """Show the roots and issuing certificates that count, and whom the next step would cut off.
+    """Show the roots and issuing certificates in use, and which nodes and users the next step cuts off.
 
     \b
     Example:
@@ -55,11 +55,13 @@ def show_authority(config: Path | None, as_json: bool) -> None:
 
 @command.command("rotate")
 @click.argument("step", type=click.Choice([step.value for step in RotationStep]))
-@click.option("--force", is_flag=True, help="Cut off those who are not ready. They need new bundles then.")
+@click.option(
+    "--force", is_flag=True, help="Cut off nodes and users that are not ready. They then need new bundles."
+)
 @click.option(
     "--root-key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="For issuing: the root's key, where it was brought back. The server must be able to read it.",
+    help="For issuing: the file with the root's key. The server must be able to read it.",
 )
 @yes_option
 @config_option
@@ -67,15 +69,15 @@ def show_authority(config: Path | None, as_json: bool) -> None:
 def rotate(
     step: str, force: bool, root_key: Path | None, yes: bool, config: Path | None, as_json: bool
 ) -> None:
-    """Take one STEP. Weeks lie between them; `ca show` says when the next may be taken.
+    """Take one STEP. Weeks lie between the steps; `ca show` shows when the next step is safe.
 
-    At a terminal it shows what the step does and whom it cuts off, and asks first.
+    At a terminal it shows what the step does and which nodes and users it cuts off, and asks first.
 
     \b
-    add      make a new root; it is trusted from now on, and the old one goes on to sign
-    switch   the new one signs; the server's own certificate is made anew
-    retire   the old root is trusted no more
-    issuing  another issuing certificate under the same root, at once; takes the root's key
+    add      create a new root, which is trusted from now on; the old root still signs
+    switch   the new root signs; the server's own certificate is renewed
+    retire   the old root is no longer trusted
+    issuing  another issuing certificate under the same root, at once; needs the root's key
 
     \b
     Examples:
@@ -91,28 +93,28 @@ def rotate(
 
 
 def _what_it_does(before: dict[str, Any], step: str, *, force: bool) -> str:
-    lines = [f"The authority is {before['state']}. The step {step}: {_DOES[step]}."]
+    lines = [f"The authority is {before['state']}. The step {step}: {_STEP_EFFECTS[step]}."]
     if step == before["next"] and before["next_cuts_off"]:
-        cut = f"it cuts off {few(before['next_cuts_off'], _MAX_NAMES)}"
+        cut = f"it cuts off {first_items(before['next_cuts_off'], _MAX_NAMES)}"
         lines.append(f"With --force {cut}." if force else f"It is refused without --force, because {cut}.")
     return "\n".join(lines)
 
 
 def _as_text(answer: dict[str, Any]) -> str:
-    lines = [f"The authority is {answer['state']}: {_MEANS[answer['state']]}."]
-    for one in answer["generations"]:
-        signs = "signs, " if one["signs"] else ""
+    lines = [f"The authority is {answer['state']}: {_STATE_MEANINGS[answer['state']]}."]
+    for generation in answer["generations"]:
+        signs = "signs, " if generation["signs"] else ""
         lines += [
-            f"  {one['folder']}: {signs}root until {minute_of(one['root_ends'])}, issuing until"
-            f" {minute_of(one['issuing_ends'])}",
-            f"    root pin {one['root_pin']}",
+            f"  {generation['folder']}: {signs}root until {minute_of(generation['root_ends'])}, issuing until"
+            f" {minute_of(generation['issuing_ends'])}",
+            f"    root pin {generation['root_pin']}",
         ]
     lines.append(f"  the server's certificate: until {minute_of(answer['server_certificate']['ends'])}")
     if not answer["trusted"]:
-        lines.append(f"  {answer['trust_file']} lacks a root that counts: take the last step again")
+        lines.append(f"  {answer['trust_file']} lacks a trusted root: take the last step again")
     if answer["stale_tokens"]:
         named = ", ".join(answer["stale_tokens"][:10])
-        lines.append(f"  open tokens that know the server by another root, make them anew: {named}")
+        lines.append(f"  open tokens that name another root of the server, create new ones: {named}")
     return "\n".join([*lines, "", *_next(answer)])
 
 
@@ -121,10 +123,12 @@ def _next(answer: dict[str, Any]) -> list[str]:
         return ["To replace the root, begin with: qanat-server ca rotate add"]
     cut = answer["next_cuts_off"]
     if cut:
-        return [f"Next: {answer['next']}, when these were renewed or issued anew: {few(cut, _MAX_NAMES)}"]
+        return [
+            f"Next: {answer['next']}, after these are renewed or issued again: {first_items(cut, _MAX_NAMES)}"
+        ]
     if answer["unknown_before"]:
         return [
-            f"Next: {answer['next']}. Certificates from before the store was made are not known here and may"
-            f" be in use until {minute_of(answer['unknown_before'])}; when all were issued anew, use --force"
+            f"Next: {answer['next']}. Certificates older than the store are not known here and may be in use"
+            f" until {minute_of(answer['unknown_before'])}; after all are issued again, use --force"
         ]
-    return [f"Next, and nobody would be cut off: qanat-server ca rotate {answer['next']}"]
+    return [f"Next, and no node or user is cut off: qanat-server ca rotate {answer['next']}"]

@@ -1,4 +1,4 @@
-"""``qanat-server cert``: the certificates that were issued here."""
+"""``qanat-server cert``: certificates that this server issued."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tunnel_core.humanize import as_length, counted, minute_of, parse_moment
 from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import force_option, yes_option
 from tunnel_server.commands.names import complete_node
-from tunnel_server.commands.revoke import revoke, said_of, say_taken_back, unrevoke, why_option
+from tunnel_server.commands.revoke import print_unrevoked, revoke, revoked_sentence, unrevoke, why_option
 
 _TABLE = Table(("serial", "role", "state", "ends in", "name"), ("ends", "issued", "origin", "renewed from"))
 
 
 @click.group("cert", cls=CommandGroup)
 def command() -> None:
-    """List certificates that were issued here, and revoke single ones.
+    """List certificates that this server issued, and revoke single ones.
 
     \b
     Examples:
@@ -32,18 +32,18 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--node", default="", metavar="NAME", shell_complete=complete_node, help="Of this node alone.")
-@click.option("--user", default="", metavar="NAME", help="Of this user alone.")
-@click.option("--ended", is_flag=True, help="Those that have ended, too.")
+@click.option("--node", default="", metavar="NAME", shell_complete=complete_node, help="Only of this node.")
+@click.option("--user", default="", metavar="NAME", help="Only of this user.")
+@click.option("--ended", is_flag=True, help="Include ended certificates.")
 @wide_option
 @config_option
 @json_option
 def list_certificates(
     node: str, user: str, ended: bool, wide: bool, config: Path | None, as_json: bool
 ) -> None:
-    """List the certificates that have not ended, the newest last.
+    """List the certificates that have not ended, newest last.
 
-    --wide shows the times, in UTC, and from which certificate each was renewed.
+    --wide adds the times, in UTC, and the certificate from which each was renewed.
 
     \b
     Examples:
@@ -57,7 +57,7 @@ def list_certificates(
     answer = perform(config, "GET", "certificates", wanted)
     nothing = "No such certificate was issued here."
     now = datetime.now(UTC)
-    rows = (_row(one, now) for one in answer["certificates"])
+    rows = (_row(certificate, now) for certificate in answer["certificates"])
     show_list(answer, _TABLE, rows, nothing, as_json=as_json, wide=wide)
 
 
@@ -71,11 +71,11 @@ def list_certificates(
 def revoke_certificate(
     serial: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool
 ) -> None:
-    """Shut out the certificate with this SERIAL, as `cert list` or openssl shows it, and its renewals.
+    """Revoke the certificate with this SERIAL, as `cert list` or openssl shows it, and its renewals.
 
-    What that ends is shown first. All certificates that were renewed from it are revoked, too. Others of the
-    same node or user stay good: `node revoke` and `user revoke` take them all. Until a new one is issued
-    `cert unrevoke` takes it back.
+    The command first shows what the revocation ends. All certificates that were renewed from it are revoked
+    too. Other certificates of the node or user stay valid: `node revoke` and `user revoke` revoke all.
+    `cert unrevoke` undoes the revocation until a new certificate is issued.
 
     \b
     Examples:
@@ -87,10 +87,10 @@ def revoke_certificate(
         print_json(answer)
         return
     known = answer["certificate"]
-    whose = f"of {known['role']} {known['name']}" if known else "which was not issued here"
+    whose = f"of {known['role']} {known['name']}" if known else "which this server did not issue"
     along = answer.get("along", [])
     more = f", and {counted(len(along), 'certificate')} renewed from it" if along else ""
-    click.echo(said_of(answer, f"certificate {answer['revocation']['subject']}, {whose}{more}"))
+    click.echo(revoked_sentence(answer, f"certificate {answer['revocation']['subject']}, {whose}{more}"))
 
 
 @command.command("unrevoke")
@@ -99,24 +99,25 @@ def revoke_certificate(
 @config_option
 @json_option
 def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of the certificate with this SERIAL back, and of what was renewed from it.
+    """Undo the revocation of the certificate with this SERIAL and of its renewals.
 
-    Refused if its node or user got a new certificate since: what was revoked stays revoked.
+    Refused if the node or user has got a new certificate since. The revocation then stays.
 
     \b
     Example:
       qanat-server cert unrevoke 6d1fb4af
     """
     answer = unrevoke(config, "serial", serial, yes=yes, as_json=as_json)
-    say_taken_back(answer, f"certificate {answer['taken_back']['subject']}", "", as_json=as_json)
+    print_unrevoked(answer, f"certificate {answer['taken_back']['subject']}", "", as_json=as_json)
 
 
-def _row(one: dict[str, Any], now: datetime) -> tuple[str, ...]:
-    ends = parse_moment(one["ends"])
+def _row(certificate: dict[str, Any], now: datetime) -> tuple[str, ...]:
+    ends = parse_moment(certificate["ends"])
     left = (ends - now).total_seconds() if ends else 0.0
-    state = "revoked" if one["revoked"] else "good" if left > 0 else "ended"
+    state = "revoked" if certificate["revoked"] else "good" if left > 0 else "ended"
+    ends_in = as_length(left) if left > 0 else ""
     return (
-        *(one["serial"], one["role"], state, as_length(left) if left > 0 else "", one["name"]),
-        *(minute_of(one["ends"]), minute_of(one["issued"]), one["origin"]),
-        one.get("renewed_from") or "",
+        *(certificate["serial"], certificate["role"], state, ends_in, certificate["name"]),
+        *(minute_of(certificate["ends"]), minute_of(certificate["issued"]), certificate["origin"]),
+        certificate.get("renewed_from") or "",
     )

@@ -1,4 +1,4 @@
-"""``qanat-server config``: the configuration as the server takes it."""
+"""``qanat-server config``: the effective configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_server.config import ServerConfig
 
 @click.group("config", cls=CommandGroup)
 def command() -> None:
-    """Look at the configuration.
+    """Show the configuration.
 
     \b
     Example:
@@ -27,9 +27,9 @@ def command() -> None:
 @config_option
 @json_option
 def show(config: Path | None, as_json: bool) -> None:
-    """Print every key with the value that counts, and where that comes from.
+    """Print every key with its effective value and the source of the value.
 
-    From the file with its line, from a variable of this shell's environment, or by default. A running
+    The source is a line of the file, a variable of this shell's environment, or the default. A running
     server may have been started with another file or other variables. Secrets are not shown.
 
     \b

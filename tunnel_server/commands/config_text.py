@@ -1,4 +1,4 @@
-"""The commented ``server.toml`` that ``init`` writes. What is commented out shows the default."""
+"""The commented ``server.toml`` that ``init`` writes. Lines that are commented out show the default."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from string import Template
 _TEXT = Template("""\
 # Qanat server. Unknown keys are refused; `qanat-server run` names every error at once.
 # A line that is commented out shows the default, or an example where there is no default (sockets, ports).
-# File names may be relative to this file's folder. `qanat-server config show` prints what counts.
+# File names may be relative to this file's folder. `qanat-server config show` prints the effective values.
 
-# Whose certificates count: spiffe://<trust_domain>/...
+# Only certificates of this trust domain are accepted: spiffe://<trust_domain>/...
 trust_domain = $trust_domain
 data_dir = $data_dir
 # drain_seconds = 8               # how long streams may finish after SIGTERM; Docker kills after 10
 # open_timeout_seconds = 30       # how long a user waits for the agent's answer to an open
 
-[tls]                             # of the agents' and the HTTPS listener
+[tls]                             # for the agents' listener and the HTTPS listener
 # certificate_file = $certificate_file
 # key_file = $key_file
-# trust_file = $trust_file        # roots that vouch for nodes, users and servers; agents are told them
-# user_trust_file = ""            # "users.pem": roots of other issuers that vouch for users alone
+# trust_file = $trust_file        # roots for nodes, users and servers; sent to agents
+# user_trust_file = ""            # "users.pem": roots of other issuers, for users only
 # min_version = "1.3"
 
 [agents]                          # agents attach here: gRPC over mTLS
 listen = ["[::]:$agents"]
 # max = 5000
 
-[https]                           # the qanat command and CONNECT clients come in here: mTLS; nodes join here
+[https]                           # the qanat command and CONNECT clients, over mTLS; nodes join here
 listen = ["[::]:$https"]
 
 [connect]                         # HTTP CONNECT: kube-apiserver, curl, ssh
@@ -37,16 +37,16 @@ enabled = true
 # [connect.unix]                  # the same without TLS, for programs on this machine
 # path = $connect_socket
 # mode = "0600"
-# group = ""                      # a group that may open it too, with mode = "0660"
-# [[connect.unix.peer]]           # who comes in, by the uid of the other side
+# group = ""                      # a group that may also open the socket, with mode = "0660"
+# [[connect.unix.peer]]           # the user for each uid of a connecting process
 # uid = 0
 # user = "kube-apiserver"
 
-[admin]                           # local; whoever may open the socket may do everything: tokens, revocations
+[admin]                           # local; access to the socket is access to everything: tokens, revocations
 # socket = $admin_socket
 # mode = "0600"
 
-[web]                             # http://service--node.<domain>; loopback only until there is login
+[web]                             # http://service--node.<domain>; loopback only, because it has no login yet
 listen = ["127.0.0.1:$web"]
 domain = "localhost"
 
@@ -54,44 +54,43 @@ domain = "localhost"
 # listen = "127.0.0.1:2222"
 # node = "edge1"
 # target = "localhost:22"
-# allow_from = []                 # ["10.0.0.0/8"]: who may connect; needed to listen beyond loopback
+# allow_from = []                 # ["10.0.0.0/8"]: networks that may connect; needed beyond loopback
 
 [session]
 # attach_timeout_seconds = 10
-# ping_interval_seconds = 15      # a silent agent is gone after missed_pings of these
+# ping_interval_seconds = 15      # the link of a silent agent is lost after missed_pings intervals
 # missed_pings = 2
 # max_streams = 1024              # open at once on one node
-# max_streams_per_user = 256      # of them by one user; of a lone user: half of them
-# grace_seconds = 120             # how long streams wait for a link that is lost; 0: not at all
-# open_wait_seconds = 3           # how long a new connection waits for such a link; 0: not at all
-# half_closed_seconds = 600       # after one half of a stream has ended: reset it after so long
-#                                 # without a byte; 0: never
+# max_streams_per_user = 256      # of these by one user; a lone user gets at most half of max_streams
+# grace_seconds = 120             # how long streams wait for a lost link; 0: not at all
+# open_wait_seconds = 3           # how long a new connection waits for a lost link; 0: not at all
+# half_closed_seconds = 600       # reset a half-closed stream after this time without a byte; 0: never
 
-[limits]                          # of each listener, before anybody has shown who they are
+[limits]                          # of each listener, mostly for unauthenticated connections
 # head_bytes = 16384
 # head_headers = 100
 # head_seconds = 10
 # idle_seconds = 75
 # handshake_seconds = 10
 # max_connections = 10000
-# max_connections_per_user = 2500 # to the HTTPS listener; more while a third of all is free
+# max_connections_per_user = 2500 # to the HTTPS listener; more while a third of max_connections is free
 # max_unauthenticated = 1024
 # max_unauthenticated_per_source = 32
 
 [log]
 # level = "info"
 # format = "auto"                 # text on a terminal, JSON otherwise
-# streams = "all"                 # or "errors", "none": a line at open and at close of a stream
-# entrances = {}                  # for one of connect, tcp, web, api: { connect = "errors" }
+# streams = "all"                 # or "errors", "none": lines at open and at close of a stream
+# entrances = {}                  # per entrance (connect, tcp, web, api): { connect = "errors" }
 
-[identity]                        # certificates that nodes and users ask for; agents renew by themselves
+[identity]                        # certificates that nodes and users request; agents renew by themselves
 # node_life_seconds = 2592000     # 30 days
 # user_life_seconds = 2592000
-# max_enrolments = 32             # here at once; more are told when to come back
+# max_enrolments = 32             # requests at once; further requests get a time to retry
 
-[audit]                           # who joined, renewed, was revoked or refused
-# file = $audit_file              # as JSON lines, beside the store; "" for none
-# on_failure = "drop"             # or "refuse": what cannot be written down is not done
+[audit]                           # joins, renewals, revocations and refusals
+# file = $audit_file              # JSON lines, in addition to the store; "" for no file
+# on_failure = "drop"             # or "refuse": refuse an action whose line cannot be written
 # keep_days = 400
 # keep_lines = 1000000
 
@@ -100,14 +99,14 @@ domain = "localhost"
 
 [ops]                             # /healthz /readyz /metrics
 listen = "127.0.0.1:$ops"
-# tls = false                     # true: beyond loopback /metrics asks for a client certificate,
-# bearer_file = ""                # "metrics-token": or for the token in this file
+# tls = false                     # true: beyond loopback /metrics requires a client certificate,
+# bearer_file = ""                # "metrics-token": or the token in this file
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the server listens."""
+    """Ports on which the server listens."""
 
     agents: int = 7001
     https: int = 7002
@@ -116,7 +115,7 @@ class Ports:
 
 
 def config_text(trust_domain: str, data_dir: Path, ports: Ports) -> str:
-    """The text of a configuration that ``qanat-server run`` takes as it is."""
+    """Return the text of a configuration with which ``qanat-server run`` starts."""
     in_data_dir = {
         "certificate_file": "server.pem",
         "key_file": "server.key",
@@ -133,5 +132,5 @@ def config_text(trust_domain: str, data_dir: Path, ports: Ports) -> str:
 
 
 def _toml_string(text: str) -> str:
-    # A JSON string without escaped surrogates is a TOML basic string, but for DEL.
+    # A JSON string without escaped surrogates is a TOML basic string, except for DEL.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,8 +1,8 @@
-"""The first run of a server that is told by a variable to make an installation, as a container is.
+"""Installation at the first run of a server, requested by a variable, for example in a container.
 
-``QANAT_INIT_NAME`` has the names by which agents and users reach it, separated by commas; the first is the
-main one. What ``qanat-server init`` makes is made once, in an empty data folder. A configuration that is
-there already stays, and may lie on a file system that cannot be written.
+``QANAT_INIT_NAME`` has the names by which agents and users reach the server, separated by commas. The first
+is the main name. The run installs into an empty data folder as ``qanat-server init`` does, once. An existing
+configuration stays, and may be on a read-only file system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tunnel_core.config.loader import ConfigError, load, read
 from tunnel_core.config.types import ListenAddress
 from tunnel_core.telemetry.logs import log_event
 from tunnel_server.commands.config_text import Ports
-from tunnel_server.commands.init import install_or_say, server_names, with_loopback
+from tunnel_server.commands.init import install_for_command, server_names, with_loopback
 from tunnel_server.commands.installation import Installation
 from tunnel_server.config import ServerConfig
 
@@ -26,22 +26,25 @@ INIT_NAME = "QANAT_INIT_NAME"
 _log = logging.getLogger("qanat.server")
 
 
-def install_if_told(environ: Mapping[str, str], config_file: Path) -> Installation | None:
-    """What was made; None if nothing was wanted, or all is there. Raises ``CommandError``."""
+def install_if_requested(environ: Mapping[str, str], config_file: Path) -> Installation | None:
+    """Install a server if the variable is set and none is installed. Return the installation, else None.
+
+    Raises ``CommandError``.
+    """
     names = [name.strip() for name in environ.get(INIT_NAME, "").split(",") if name.strip()]
     if not names:
         return None
     plan = _plan(server_names(names), config_file.absolute(), environ)
-    if not plan.is_unmade:
+    if not plan.needs_installation:
         return None
-    install_or_say(plan)
+    install_for_command(plan)
     return plan
 
 
 def _plan(names: tuple[str, ...], file: Path, environ: Mapping[str, str]) -> Installation:
-    is_there = os.path.lexists(file)  # no for what may not be looked at; init then says so
+    exists = os.path.lexists(file)  # False without the right to look; the installation then reports it.
     try:
-        if is_there:
+        if exists:
             config = load(file, ServerConfig, environ=environ)
         else:
             proposed = {"trust_domain": default_trust_domain(names[0])}
@@ -56,7 +59,7 @@ def _plan(names: tuple[str, ...], file: Path, environ: Mapping[str, str]) -> Ins
         names=names,
         all_names=with_loopback(names),
         ports=Ports(_port(config.agents.listen, 7001), _port(config.https.listen, 7002)),
-        writes_config=not is_there,
+        writes_config=not exists,
     )
 
 
@@ -64,12 +67,12 @@ def _port(listen: tuple[ListenAddress, ...], default: int) -> int:
     return listen[0].port if listen else default
 
 
-def say_made(made: Installation) -> None:
-    """Says what to do next, and nothing secret."""
+def log_installation(made: Installation) -> None:
+    """Log the new installation and the next step, without secrets."""
     log_event(
         _log,
         logging.INFO,
-        "made a new server; next: a token for each node",
+        "created a new server; next: a token for each node",
         names=", ".join(made.names),
         trust_domain=made.trust_domain,
         data_dir=made.data_dir,

@@ -1,4 +1,4 @@
-"""``qanat-server health`` as the command line knows it; ``entry`` answers it before that is loaded."""
+"""``qanat-server health`` for the command line. Usually ``entry`` answers before this module is loaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tunnel_server.defaults import OPS_LISTEN
 @click.command("health")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
 def command(config: Path | None) -> None:
-    """Ask the server that runs here whether it lives: exit code 0 if so, 1 if not.
+    """Check that the server on this machine answers: exit code 0 if it does, 1 if not.
 
-    For container runtimes and watchdogs. Healthy is who answers; whether it takes agents
-    and users is what /readyz of [ops] tells.
+    For container runtimes and watchdogs. A server that answers is healthy. Whether it accepts
+    agents and users is shown by /readyz of [ops].
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def command(config: Path | None) -> None:
     """
     try:
         file = config or paths.server_config_file()
-        door = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
+        endpoint = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
     except Unhealthy as error:
         raise click.ClickException(str(error)) from None
-    click.get_current_context().exit(report(door))
+    click.get_current_context().exit(report(endpoint))

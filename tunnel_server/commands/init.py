@@ -1,4 +1,4 @@
-"""``qanat-server init``: authority, server certificate, operator bundle and configuration, in one step."""
+"""``qanat-server init``: create authority, server certificate, operator bundle and configuration."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _PORT = click.IntRange(1, 65535)
 
 
 class _NameOption(click.Option):
-    """Says with an example that it is missing."""
+    """``--name``, whose error when missing has an example."""
 
     def process_value(self, ctx: click.Context, value: object) -> object:
         try:
             return super().process_value(ctx, value)
         except click.MissingParameter:
             example = (
-                "Say how agents and users reach this server: qanat-server init --name tunnel.example.com"
+                "Name the address of this server for agents and users:"
+                " qanat-server init --name tunnel.example.com"
             )
             raise click.MissingParameter(example, ctx, param=self) from None
 
@@ -44,18 +45,22 @@ class _NameOption(click.Option):
     multiple=True,
     required=True,
     metavar="DNS-OR-IP",
-    help="How agents and users reach this server; the first is the main one. May be repeated.",
+    help="Address of this server for agents and users. May be repeated; the first is the main one.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keys and state. [default: by user]")
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration file to write.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="The operator's bundle to write.")
 @click.option("--trust-domain", metavar="DOMAIN", help="[default: the first name if it is a DNS name]")
-@click.option("--agents-port", type=_PORT, default=7001, show_default=True, help="Where agents attach.")
-@click.option("--https-port", type=_PORT, default=7002, show_default=True, help="Where users come in.")
-@click.option("--web-port", type=_PORT, default=7003, show_default=True, help="Browsers, loopback only.")
-@click.option("--ops-port", type=_PORT, default=7004, show_default=True, help="Metrics, loopback only.")
+@click.option("--agents-port", type=_PORT, default=7001, show_default=True, help="Port for agents.")
+@click.option("--https-port", type=_PORT, default=7002, show_default=True, help="Port for users.")
+@click.option(
+    "--web-port", type=_PORT, default=7003, show_default=True, help="Port for browsers, loopback only."
+)
+@click.option(
+    "--ops-port", type=_PORT, default=7004, show_default=True, help="Port for metrics, loopback only."
+)
 @click.option("--no-localhost", is_flag=True, help="Leave localhost, 127.0.0.1, ::1 out of the certificate.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     names: tuple[str, ...],
     data_dir: Path | None,
@@ -69,8 +74,8 @@ def command(
     no_localhost: bool,
     as_json: bool,
 ) -> None:
-    """Make everything a server needs: root and issuing authority, server certificate, the
-    operator's bundle and a commented configuration. Nothing that exists is overwritten.
+    """Create everything a server needs: root and issuing authority, server certificate, the
+    operator's bundle and a commented configuration. Existing files are not overwritten.
 
     \b
     Examples:
@@ -89,17 +94,17 @@ def command(
         all_names=known if no_localhost else with_loopback(known),
         ports=Ports(agents_port, https_port, web_port, ops_port),
     )
-    server = install_or_say(plan)
+    server = install_for_command(plan)
     print_json(_as_json(plan, server)) if as_json else click.echo(_as_text(plan, server))
 
 
 def server_names(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each once, in its one spelling. Raises ``CommandError``."""
+    """Return the names in normal form, without duplicates. Raises ``CommandError``."""
     return tuple(dict.fromkeys(map(_server_name, texts)))
 
 
 def with_loopback(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the certificate says unless it is told not to: the names, and this machine's own."""
+    """Return the default names of a certificate: ``names`` and those of loopback."""
     return tuple(dict.fromkeys((*names, *LOOPBACK_NAMES)))
 
 
@@ -118,20 +123,23 @@ def _trust_domain(text: str) -> str:
 
 
 def _config_file(config: Path | None, data_dir: Path | None) -> Path:
-    """Beside the data if only the data folder was named: such an installation stands by itself."""
+    """Return the configuration's place: in the data folder if only that was named."""
     if config is not None:
         return config.absolute()
     return (data_dir / "server.toml").absolute() if data_dir else paths.server_config_file()
 
 
 def _operator_bundle(data_dir: Path | None, folder: Path) -> Path:
-    """Where the ``qanat`` command finds it, unless that place is taken or this is not the usual server."""
+    """Return the bundle's place: where the ``qanat`` command finds it, or in the data folder.
+
+    The data folder is used if the usual place is taken, or if a data folder was named.
+    """
     usual = paths.user_bundle_file()
     return folder / "operator.pem" if data_dir or os.path.lexists(usual) else usual
 
 
-def install_or_say(plan: Installation) -> Leaf:
-    """Makes it. Raises ``CommandError``."""
+def install_for_command(plan: Installation) -> Leaf:
+    """Install, and return the server's certificate. Raises ``CommandError``."""
     try:
         return install(plan)
     except InstallationError as error:
@@ -139,7 +147,7 @@ def install_or_say(plan: Installation) -> Leaf:
     except StoreError as error:
         raise CommandError.refused(error) from None
     except OSError as error:
-        message = f"{error.filename or plan.data_dir}: {error.strerror}; set that right and run init again"
+        message = f"{error.filename or plan.data_dir}: {error.strerror}; correct this and run init again"
         raise CommandError(ExitCode.FAILED, message) from None
 
 
@@ -156,11 +164,11 @@ def _next_steps(plan: Installation) -> list[str]:
 
 
 def _service_step(plan: Installation) -> list[str]:
-    """Only a root's installation can be a system service."""
+    """Return the hint about a service, which only an installation by root can be."""
     if not paths.is_system():
         return []
     named = paths.config_argument(plan.config_file, paths.server_config_file())
-    return ["", "As a service, from boot on, in place of `run`:", f"  {_SERVICE}{named}"]
+    return ["", "As a service that starts at boot, instead of `run`:", f"  {_SERVICE}{named}"]
 
 
 def _is_found(plan: Installation) -> bool:
@@ -175,10 +183,10 @@ def _as_text(plan: Installation, server: Leaf) -> str:
     ends = describe(server.credential.certificate_pem).ends
     return "\n".join(
         [
-            f"Made a server of trust domain {plan.trust_domain}:",
+            f"Created a server of trust domain {plan.trust_domain}:",
             f"  {plan.config_file}  the configuration",
             f"  {plan.certificate_file}  until {as_minute(ends)}, for {', '.join(plan.all_names)}",
-            f"  {plan.operator_bundle}  lets the qanat command in, as user {OPERATOR}",
+            f"  {plan.operator_bundle}  the bundle of user {OPERATOR}, for the qanat command",
             f"  {plan.root_key}  the root's key: keep it offline, issuing works without it",
             "",
             "Next:",

@@ -1,11 +1,11 @@
-"""What ``qanat-server init`` puts on the disk, in an order that survives a crash at any point.
+"""Files that ``qanat-server init`` writes, in an order that survives a crash at any point.
 
-1. A journal in the data folder names every file that is about to be made. It is locked while we work.
-2. The files are made; none replaces another.
-3. The journal goes. Only now is the installation complete.
+1. A journal in the data folder names every file of the installation. It is locked during the installation.
+2. The files are written. No file replaces an existing one.
+3. The journal is removed. The installation is complete only now.
 
-An init that finds a journal removes what the interrupted one had made and begins anew: nobody can
-have used it yet, because nothing was printed. Without a journal, anything that exists is kept.
+An init that finds a journal removes the files of the interrupted init, and starts again. The files cannot be
+in use, because the interrupted init printed nothing. Without a journal, existing files are kept.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _JOURNAL = "init.unfinished"
 
 
 class InstallationError(Exception):
-    """The installation cannot be made here. The text is a sentence for the user."""
+    """The installation is not possible here. The text is a sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A server's files before they exist. ``names`` is how the world reaches it.
+    """Plan of a server's files. ``names`` are the names at which agents and users reach the server.
 
-    ``writes_config`` is False if the configuration is there already, and is not ours to write.
+    ``writes_config`` is False if the configuration exists already and must stay.
     """
 
     data_dir: Path
@@ -95,7 +95,7 @@ class Installation:
         return tuple(join_host_port(name, self.ports.https) for name in self.names)
 
     def files(self) -> list[Path]:
-        """Every file that ``install`` makes."""
+        """Return every file that ``install`` writes."""
         authority = [
             self.authority_folder / name
             for name in ("root-key.pem", "root.pem", "issuing-key.pem", "issuing.pem")
@@ -106,15 +106,15 @@ class Installation:
         return [*authority, *tls, self.operator_bundle, *store, *config]
 
     @property
-    def is_unmade(self) -> bool:
-        """Whether nothing was installed in the data folder, or an install was broken off there."""
+    def needs_installation(self) -> bool:
+        """Whether the data folder has no installation, or an interrupted one."""
         return not os.path.lexists(self.certificate_file) or os.path.lexists(self.data_dir / _JOURNAL)
 
 
 def install(plan: Installation) -> Leaf:
-    """Makes the installation and returns the server's leaf.
+    """Write the installation, and return the server's certificate.
 
-    Raises ``InstallationError`` if any of its files exists, ``OSError`` if one cannot be written.
+    Raises ``InstallationError`` if any of the files exists, and ``OSError`` if one cannot be written.
     """
     config = _checked_config(plan) if plan.writes_config else ""
     make_private_folder(plan.data_dir)
@@ -134,7 +134,7 @@ def install(plan: Installation) -> Leaf:
 def make_bundle(
     authority: Authority, leaf: Leaf, role: Role, name: str, agents: tuple[str, ...], https: tuple[str, ...]
 ) -> Bundle:
-    """The bundle of an issued leaf, leading to the servers named."""
+    """Return the bundle of an issued leaf. ``agents`` and ``https`` are addresses (``host:port``)."""
     identity = SpiffeId(authority.trust_domain, role, name)
     return Bundle(identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem, agents, https)
 
@@ -154,7 +154,7 @@ def _write_operator(plan: Installation, new: NewAuthority) -> Leaf:
 
 
 def _write_store(plan: Installation, *leaves: Leaf) -> None:
-    """A store that knows the first certificates, so that no rotation forgets them."""
+    """Create a store with the first certificates, so that a rotation takes them into account."""
     by = f"uid-{os.getuid()}"
     with contextlib.closing(open_database(plan.store_file)) as connection:
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
@@ -171,7 +171,7 @@ def _checked_config(plan: Installation) -> str:
     text = config_text(plan.trust_domain, plan.data_dir, plan.ports)
     try:
         parse(tomllib.loads(text), ServerConfig, Source(plan.config_file, plan.data_dir))
-    except ConfigError as error:  # for example a data folder too long for the admin socket
+    except ConfigError as error:  # For example, the data folder is too long for the admin socket.
         raise InstallationError(str(error)) from None
     return text
 
@@ -186,15 +186,15 @@ def _is_text(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _journal(plan: Installation) -> Iterator[None]:
-    """Holds the journal while the files are made; leaves it behind if that does not succeed."""
+    """Hold the journal while the block writes the files. If the block raises, the journal stays."""
     path = plan.data_dir / _JOURNAL
     with path.open("a+b") as journal:
         _lock(journal.fileno(), plan.data_dir)
         journal.seek(0)
         _remove_interrupted(journal.read())
         if existing := [str(file) for file in plan.files() if os.path.lexists(file)]:
-            path.unlink(missing_ok=True)  # another init may have finished while we waited to look
-            raise InstallationError(_why_not_again(plan, existing))
+            path.unlink(missing_ok=True)  # Another init may have finished meanwhile.
+            raise InstallationError(_already_installed(plan, existing))
         journal.truncate(0)
         journal.write(json.dumps([str(file) for file in plan.files()]).encode())
         journal.flush()
@@ -205,12 +205,12 @@ def _journal(plan: Installation) -> Iterator[None]:
         sync_folder(plan.data_dir)
 
 
-def _why_not_again(plan: Installation, existing: list[str]) -> str:
+def _already_installed(plan: Installation, existing: list[str]) -> str:
     why = f"nothing was changed, because these exist: {', '.join(existing)}"
     if str(plan.certificate_file) not in existing:
         return f"{why}; move them away, or choose other places (--data-dir, --config, --bundle)"
     if str(plan.config_file) not in existing:
-        cure = f"{plan.config_file} is not its configuration: choose another place with --data-dir"
+        cure = f"{plan.config_file} is not its configuration: choose another folder with --data-dir"
         return f"a server is set up in {plan.data_dir} already, and {cure}\n{why}"
     run = f"qanat-server run --config {shlex.quote(str(plan.config_file))}"
     return f"a server is set up in {plan.data_dir} already; start it: {run}\n{why}"
@@ -220,13 +220,13 @@ def _lock(descriptor: int, data_dir: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InstallationError(f"another init is at work in {data_dir}") from None
+        raise InstallationError(f"another init is running in {data_dir}") from None
 
 
 def _remove_interrupted(journal: bytes) -> None:
     try:
         files = json.loads(journal)
     except ValueError:
-        return  # empty, or cut off while it was written: no file was made after it
+        return  # Empty or truncated: the interrupted init wrote no file after the journal.
     for file in files if isinstance(files, list) else ():
         remove_interrupted(Path(str(file)))

@@ -1,4 +1,4 @@
-"""``qanat-server issue``: certificates for nodes and users, made by hand from the issuing authority."""
+"""``qanat-server issue``: certificates for nodes and users, signed by this command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Order:
     role: Role
     name: str
     days: float
@@ -46,7 +46,7 @@ class _Issued:
 
 @click.group("issue", cls=CommandGroup)
 def command() -> None:
-    """Issue a certificate to a node or a user, as one file to carry there.
+    """Issue a certificate to a node or a user, as one file to copy there.
 
     \b
     Examples:
@@ -65,12 +65,12 @@ _days = click.option(
     type=click.FloatRange(0, 36500, min_open=True),
     default=LEAF_DAYS,
     show_default=True,
-    help="How long it holds, and each of its renewals at most.",
+    help="Days for which it is valid, and each renewal at most.",
 )
 _renewable = click.option(
     "--renewable",
     is_flag=True,
-    help="Let renewals hold as long as [identity] of the configuration says, also longer than this.",
+    help="Let renewals be valid as long as [identity] of the configuration says, even if that is longer.",
 )
 
 
@@ -92,7 +92,7 @@ def issue_node(
       qanat-server issue node edge1 --out - | ssh edge1 'umask 077; cat > /etc/qanat/node.pem'
     """
     file = out or Path(f"{name}.pem")
-    issued = _issue(_Wanted(Role.NODE, name, days, renewable), config, [file])
+    issued = _issue(_Order(Role.NODE, name, days, renewable), config, [file])
     _write_bundle(issued, file)
     copy = f"ssh {name} mkdir -p /etc/qanat && scp {_quoted(file)} {name}:/etc/qanat/node.pem"
     steps = [copy, "qanat-agent run  # on the node"]
@@ -106,7 +106,7 @@ def issue_node(
     "--pem",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write cert.pem, key.pem and ca.pem there instead, for other programs.",
+    help="Write cert.pem, key.pem and ca.pem into this folder instead, for other programs.",
 )
 @_days
 @_renewable
@@ -121,7 +121,7 @@ def issue_user(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Issue the bundle with which user NAME comes in: a person's qanat command, or a program.
+    """Issue the bundle of user NAME, for a person's qanat command or for a program.
 
     \b
     Examples:
@@ -131,7 +131,7 @@ def issue_user(
     """
     files = _pem_files(pem) if pem else []
     bundles = [out or Path(f"{name}.pem")] if out or not pem else []
-    issued = _issue(_Wanted(Role.USER, name, days, renewable), config, [*files, *bundles])
+    issued = _issue(_Order(Role.USER, name, days, renewable), config, [*files, *bundles])
     if files:
         _write_pem(issued, *files)
     for bundle in bundles:
@@ -139,14 +139,14 @@ def issue_user(
     _report(issued, [*files, *bundles], _user_steps(issued, pem, bundles), as_json)
 
 
-def _issue(wanted: _Wanted, config_file: Path | None, files: list[Path]) -> _Issued:
-    """Issue and record a certificate that ``files`` can take. Raises ``CommandError``."""
-    role, name = wanted.role, checked_name(wanted.role, wanted.name)
+def _issue(order: _Order, config_file: Path | None, files: list[Path]) -> _Issued:
+    """Issue and record a certificate. Raises ``CommandError``, also if ``files`` cannot be written."""
+    role, name = order.role, checked_name(order.role, order.name)
     config = load_config(config_file)
     _refuse_places(files)
     try:
         authority = load_authority(config.data_dir / AUTHORITY_FOLDER)
-        leaf = authority.issue(role, name, days=wanted.days)
+        leaf = authority.issue(role, name, days=order.days)
     except AuthorityError as error:
         hint = rights_hint(error.__cause__) if isinstance(error.__cause__, OSError) else ""
         raise CommandError(ExitCode.USAGE, f"{error}; {hint}" if hint else str(error)) from None
@@ -155,7 +155,7 @@ def _issue(wanted: _Wanted, config_file: Path | None, files: list[Path]) -> _Iss
         names = server_names(config)
     except NoNames as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
-    renewable = {"renewable": True} if wanted.renewable else {}  # a server of before knows no such argument
+    renewable = {"renewable": True} if order.renewable else {}  # An older server refuses this argument.
     perform(config_file, "POST", "certificates/record", {"chain": leaf.chain_pem.decode(), **renewable})
     agents, https = addresses(names, config.agents.listen), addresses(names, config.https.listen)
     return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
@@ -165,13 +165,13 @@ def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
     if authority.trust_domain != config.trust_domain:
         message = (
             f"the authority is of trust domain {authority.trust_domain}, the configuration says"
-            f" {config.trust_domain}: the server would refuse what it issues"
+            f" {config.trust_domain}: the server would refuse its certificates"
         )
         raise CommandError(ExitCode.USAGE, message)
 
 
 def _refuse_places(files: list[Path]) -> None:
-    """Raise ``CommandError`` if what is issued cannot go to one of ``files``."""
+    """Raise ``CommandError`` if the output cannot go to one of ``files``."""
     if _STANDARD_OUTPUT in files and sys.stdout.isatty():
         raise CommandError(ExitCode.USAGE, "--out - would show the private key on the screen; use a pipe")
     if existing := [str(file) for file in files if file != _STANDARD_OUTPUT and os.path.lexists(file)]:

@@ -1,4 +1,4 @@
-"""Names of nodes that a shell completes, as the running server's store has them."""
+"""Shell completion of node names, from the running server's store."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tunnel_server.commands.server_client import ask_server
 
 
 def complete_node(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the nodes that hold a certificate and whose names begin with what was typed."""
+    """Return the nodes that have a certificate and whose names begin with ``incomplete``."""
 
     async def ask() -> dict[str, Any]:
         socket = load_config(context.params.get("config")).admin.socket
         return await ask_server(socket, "GET", "certificates", {"role": "node"})
 
-    names = sorted({str(one["name"]) for one in answer_in_time(ask).get("certificates", ())})
+    certificates = answer_in_time(ask).get("certificates", ())
+    names = sorted({str(certificate["name"]) for certificate in certificates})
     return items_beginning(((name, None) for name in names), incomplete)

@@ -1,4 +1,4 @@
-"""``qanat-server node`` and ``user``: shutting one out, letting it in again, forgetting a node."""
+"""``qanat-server node`` and ``user``: revoke, unrevoke, and forget a node."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tunnel_server.commands.names import complete_node
 Json = dict[str, Any]
 _PATHS = {"node": "nodes", "user": "users", "serial": "certificates"}
 
-why_option = click.option("--why", default="", metavar="TEXT", help="For the audit.")
+why_option = click.option("--why", default="", metavar="TEXT", help="Reason for the audit.")
 
 
 @click.group("node", cls=CommandGroup)
 def node() -> None:
-    """What is done to nodes by name. `qanat nodes` lists them.
+    """Revoke, unrevoke and forget nodes by name. `qanat nodes` lists them.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def node() -> None:
 
 @click.group("user", cls=CommandGroup)
 def user() -> None:
-    """What is done to users by name.
+    """Revoke and unrevoke users by name.
 
     \b
     Examples:
@@ -51,10 +51,10 @@ def user() -> None:
 @config_option
 @json_option
 def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Shut out node NAME: every certificate of that name that exists now, of any issuer.
+    """Revoke node NAME: every existing certificate of that name, of any issuer.
 
-    What that ends is shown first. The node comes back only with a token made for it after this:
-    `qanat-server token create --node NAME`. Until then `node unrevoke` takes it back.
+    The command first shows what the revocation ends. The node can join again only with a token created
+    afterwards: `qanat-server token create --node NAME`. Until then `node unrevoke` undoes the revocation.
 
     \b
     Examples:
@@ -64,11 +64,11 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
     answer = revoke(
         config, "node", checked_name(Role.NODE, name), why=why, force=force, yes=yes, as_json=as_json
     )
-    back = (
-        f"It comes back only with a new token: qanat-server token create --node {name}\n"
-        f"To take this back as it was: qanat-server node unrevoke {name}"
+    next_steps = (
+        f"It can join again only with a new token: qanat-server token create --node {name}\n"
+        f"To undo this: qanat-server node unrevoke {name}"
     )
-    _say(answer, f"node {name}", back, as_json=as_json)
+    _print(answer, f"node {name}", next_steps, as_json=as_json)
 
 
 @user.command("revoke")
@@ -79,10 +79,10 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
 @config_option
 @json_option
 def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Shut out user NAME: every certificate of that name that exists now, of any issuer.
+    """Revoke user NAME: every existing certificate of that name, of any issuer.
 
-    What that ends is shown first. A new certificate lets the user in again: `qanat-server issue user NAME`.
-    Until then `user unrevoke` takes it back.
+    The command first shows what the revocation ends. A new certificate gives the user access again:
+    `qanat-server issue user NAME`. Until then `user unrevoke` undoes the revocation.
 
     \b
     Examples:
@@ -92,20 +92,20 @@ def revoke_user(name: str, why: str, force: bool, yes: bool, config: Path | None
     answer = revoke(
         config, "user", checked_name(Role.USER, name), why=why, force=force, yes=yes, as_json=as_json
     )
-    back = (
-        f"Only a new certificate lets this user in again: qanat-server issue user {name}\n"
-        f"To take this back as it was: qanat-server user unrevoke {name}"
+    next_steps = (
+        f"Only a new certificate gives this user access again: qanat-server issue user {name}\n"
+        f"To undo this: qanat-server user unrevoke {name}"
     )
-    _say(answer, f"user {name}", back, as_json=as_json)
+    _print(answer, f"user {name}", next_steps, as_json=as_json)
 
 
 def revoke(
     config: Path | None, kind: str, subject: str, *, why: str, force: bool, yes: bool, as_json: bool
 ) -> Json:
-    """Show what the revocation ends, ask, and revoke. Raises ``CommandError``."""
+    """Show what the revocation ends, ask, and revoke. Return the answer. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
     if not ending["known"] and not force:
-        hint = "To revoke it all the same, as one of another issuer or from before the store, add --force."
+        hint = "If it is of another issuer or older than the store, add --force to revoke it."
         message = f"{ending['unknown']}\nNothing was changed. {hint}"
         raise CommandError(ExitCode.FAILED, message)
     what = ending_text(ending)
@@ -114,15 +114,15 @@ def revoke(
     return perform(config, "POST", f"{_PATHS[kind]}/revoke", {argument: subject, "why": why, "force": force})
 
 
-def _say(answer: Json, what: str, back: str, *, as_json: bool) -> None:
+def _print(answer: Json, what: str, next_steps: str, *, as_json: bool) -> None:
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"{said_of(answer, what)} {back}")
+        click.echo(f"{revoked_sentence(answer, what)} {next_steps}")
 
 
-def said_of(answer: Json, what: str) -> str:
-    """The sentence about a revocation: that it holds now, or held before."""
+def revoked_sentence(answer: Json, what: str) -> str:
+    """Return the sentence about a revocation that is new, or that existed before."""
     revocation = answer["revocation"]
     if not answer["again"]:
         return f"Revoked {what}."
@@ -136,18 +136,18 @@ def said_of(answer: Json, what: str) -> str:
 @config_option
 @json_option
 def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of node NAME back: its earlier certificates and tokens are good again.
+    """Undo the revocation of node NAME: its earlier certificates and tokens are valid again.
 
-    Refused if a certificate was issued to it since: the node is back by that one, and what was revoked
-    stays revoked.
+    Refused if the node has got a new certificate since. The node uses the new one, and the revocation of the
+    earlier ones stays.
 
     \b
     Example:
       qanat-server node unrevoke shop-7
     """
     answer = unrevoke(config, "node", checked_name(Role.NODE, name), yes=yes, as_json=as_json)
-    back = "Its agent comes back by itself within 5 minutes, or at once when it is restarted."
-    say_taken_back(answer, f"node {name}", back, as_json=as_json)
+    next_steps = "Its agent attaches by itself within 5 minutes, or at once after a restart."
+    print_unrevoked(answer, f"node {name}", next_steps, as_json=as_json)
 
 
 @user.command("unrevoke")
@@ -156,62 +156,62 @@ def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> N
 @config_option
 @json_option
 def unrevoke_user(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Take the revocation of user NAME back: the earlier certificates are good again.
+    """Undo the revocation of user NAME: the earlier certificates are valid again.
 
-    Refused if a certificate was issued to the user since: what was revoked stays revoked.
+    Refused if the user has got a new certificate since. The revocation of the earlier ones then stays.
 
     \b
     Example:
       qanat-server user unrevoke kim@example.com
     """
     answer = unrevoke(config, "user", checked_name(Role.USER, name), yes=yes, as_json=as_json)
-    say_taken_back(answer, f"user {name}", "", as_json=as_json)
+    print_unrevoked(answer, f"user {name}", "", as_json=as_json)
 
 
 def unrevoke(config: Path | None, kind: str, subject: str, *, yes: bool, as_json: bool) -> Json:
-    """Show what is let in again, ask, and take the revocation back. Raises ``CommandError``."""
+    """Show the revocation, ask, and undo it. Return the answer. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
-    if ending["revoked"] is not None:  # if not, the server's refusal says so
-        confirm(_taking_back_text(ending), f"Let {subject} in again?", yes=yes, as_json=as_json)
+    if ending["revoked"] is not None:  # Otherwise the server refuses the request below.
+        confirm(_unrevoke_text(ending), f"Unrevoke {subject}?", yes=yes, as_json=as_json)
     argument = "serial" if kind == "serial" else "name"
     return perform(config, "POST", f"{_PATHS[kind]}/unrevoke", {argument: subject})
 
 
-def _taking_back_text(ending: Json) -> str:
+def _unrevoke_text(ending: Json) -> str:
     revoked = ending["revoked"]
     why = f", because: {revoked['why']}" if revoked["why"] else ""
     at = moment_of(revoked["at"])
     return (
         f"{ending['subject']} was revoked at {at} by {revoked['by']}{why}.\n"
-        "Taking that back lets in everything that was good before, also what was stolen since."
+        "Unrevoking makes all its earlier certificates valid again, even stolen ones."
     )
 
 
-def say_taken_back(answer: Json, what: str, back: str, *, as_json: bool) -> None:
-    """Prints what became of a revocation that was taken back."""
+def print_unrevoked(answer: Json, what: str, next_steps: str, *, as_json: bool) -> None:
+    """Print the result of ``unrevoke``."""
     if as_json:
         print_json(answer)
         return
     if answer["still"] is None:
-        good = [f"{one['serial']} until {minute_of(one['ends'])}" for one in answer["certificates"]]
-        known = f" Good again: {', '.join(good[:5])}." if good else ""
-        click.echo(f"{what[0].upper()}{what[1:]} is not revoked any more.{known} {back}".rstrip())
+        valid = [f"{it['serial']} until {minute_of(it['ends'])}" for it in answer["certificates"]]
+        listed = f" Valid again: {', '.join(valid[:5])}." if valid else ""
+        click.echo(f"{what[0].upper()}{what[1:]} is no longer revoked.{listed} {next_steps}".rstrip())
         return
     at = moment_of(answer["still"]["at"])
     click.echo(
-        f"Took one revocation of {what} back; an earlier one, of {at}, still holds. Run it again for that."
+        f"Undid one revocation of {what}; an earlier one, of {at}, remains. Run this again to undo it too."
     )
 
 
 @node.command("forget")
 @click.argument("name")
-@click.option("--yes", "-y", is_flag=True, help="Changes nothing: forgetting asks nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Has no effect, because this command does not ask.")
 @config_option
 @json_option
 def forget_node(name: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Forget node NAME, whose agent is not attached: `qanat nodes` does not list it any more.
+    """Forget node NAME, whose agent is not attached: `qanat nodes` no longer lists it.
 
-    Its certificates stay good. If its agent attaches again, the node is known again.
+    Its certificates stay valid. If its agent attaches again, the node is listed again.
 
     \b
     Example:
@@ -221,9 +221,9 @@ def forget_node(name: str, yes: bool, config: Path | None, as_json: bool) -> Non
     if as_json:
         print_json(answer)
         return
-    good = [one for one in answer["certificates"] if not one["revoked"]]
+    valid = [certificate for certificate in answer["certificates"] if not certificate["revoked"]]
     more = (
-        f" It has {counted(len(good), 'good certificate')} and may attach again; to shut it out:"
+        f" It has {counted(len(valid), 'valid certificate')} and may attach again; to prevent this:"
         f" qanat-server node revoke {name}"
     )
-    click.echo(f"Forgot node {name}.{more if good else ''}")
+    click.echo(f"Forgot node {name}.{more if valid else ''}")

@@ -1,4 +1,4 @@
-"""Asking a running server over its admin socket."""
+"""Client of a running server's admin socket."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 class NoServer(Exception):  # noqa: N818 - what there is
-    """Nobody answers at the socket. The text says why.
+    """No server answers at the socket. The text has the cause.
 
-    ``is_closed``: nobody was reached at all, so nothing was done.
+    ``is_closed`` is true if there was no connection, so that the action was not performed.
     """
 
     def __init__(self, why: str, *, is_closed: bool = False) -> None:
@@ -32,7 +32,7 @@ class NoServer(Exception):  # noqa: N818 - what there is
 
 
 async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server answers to an act. Raises ``Refused`` or ``NoServer``."""
+    """Return the server's answer to an action within 30 s. Raises ``Refused`` or ``NoServer``."""
     try:
         with trio.fail_after(_ANSWER_SECONDS):
             stream = await _open(socket)
@@ -43,7 +43,7 @@ async def ask_server(socket: Path, method: str, path: str, arguments: Mapping[st
     except trio.TooSlowError:
         raise NoServer(f"the server at {socket} did not answer within {_ANSWER_SECONDS:g} s") from None
     except trio.BrokenResourceError as error:
-        raise NoServer(f"the server at {socket} broke off the connection: {error}") from None
+        raise NoServer(f"the server at {socket} broke the connection: {error}") from None
 
 
 async def _open(socket: Path) -> SocketStream:

@@ -25,7 +25,7 @@ _MARKS = ("ca", "server.pem", "store.db")
 
 
 class ServerService:
-    """What the service needs follows from ``server.toml``."""
+    """The server's service. ``server.toml`` determines all its settings."""
 
     name = NAME
 
@@ -33,7 +33,7 @@ class ServerService:
         return paths.system_config_file("server.toml")
 
     def plan(self, config: Path, groups: tuple[str, ...]) -> ServicePlan:
-        """Raises ``ConfigError``."""
+        """Return the plan for the configuration ``config``. Raises ``ConfigError``."""
         system = paths.system_data_folder()
         loaded = load(config, ServerConfig, data_dir=system, environ={}, required=False)
         named = paths.config_argument(config, self.config_file())
@@ -43,7 +43,7 @@ class ServerService:
             data_folder=loaded.data_dir,
             reads=tuple(_reads(loaded)),
             ops_endpoint=OpsEndpoint(str(loaded.ops.listen or ""), loaded.ops.tls),
-            up_path="/readyz",  # /healthz answers before the other listeners are open
+            up_path="/readyz",  # /healthz answers before the other listeners are open.
             problem=_problem(config, loaded, named),
             next_steps=(f"{NAME} token create --node edge1{named}", "qanat nodes", f"{NAME} service status"),
             remains=tuple(_remains(config, loaded)),
@@ -72,13 +72,13 @@ def _spec(config: Path, loaded: ServerConfig, groups: tuple[str, ...]) -> Servic
 
 def _listens(loaded: ServerConfig) -> Iterator[ListenAddress]:
     yield from (*loaded.agents.listen, *loaded.https.listen, *loaded.web.listen)
-    yield from (one.listen for one in loaded.tcp)
+    yield from (entrance.listen for entrance in loaded.tcp)
     if loaded.ops.listen is not None:
         yield loaded.ops.listen
 
 
 def _write_folders(loaded: ServerConfig, is_usual: bool) -> Iterator[Path]:
-    """What lies neither in the data folder that systemd makes nor in the runtime folder."""
+    """Yield the folders to write to that systemd does not create: neither the data nor the runtime folder."""
     if not is_usual:
         yield loaded.data_dir
     unix = loaded.connect.unix
@@ -101,19 +101,19 @@ def _problem(config: Path, loaded: ServerConfig, named: str) -> str:
         if config == paths.system_config_file("server.toml") and own != config and paths.exists(own):
             init = f"sudo {NAME} init --name tunnel.example.com"
             return (
-                f"{config} is not there; the server of {own} is this user's own, and no service;"
-                f" make one for the machine as root: {init}"
+                f"{config} does not exist; the server of {own} belongs to this user and cannot be a service;"
+                f" create one for the machine as root: {init}"
             )
-        return f"{config} is not there; make a server first: {NAME} init --name tunnel.example.com{named}"
+        return f"{config} does not exist; create a server first: {NAME} init --name tunnel.example.com{named}"
     folder = loaded.data_dir
     if len(folder.parts) < _MIN_DEPTH:
-        return f"data_dir = {folder} would belong to the service with all in it; name a folder of its own"
+        return f"data_dir = {folder} would belong to the service with all its files; use a separate folder"
     try:
         entries = {entry.name for entry in folder.iterdir()}
     except OSError:
-        return ""  # absent, or this user may not look
+        return ""  # The folder does not exist, or this user may not read it.
     if entries and not entries & set(_MARKS):
-        return f"data_dir = {folder} has files in it and none of a server's; is it the right folder?"
+        return f"data_dir = {folder} has files, but none of a server; is it the right folder?"
     return ""
 
 
@@ -126,7 +126,7 @@ def _remains(config: Path, loaded: ServerConfig) -> Iterator[Remains]:
     except (BundleError, OSError):
         return
     if identity.trust_domain == loaded.trust_domain:
-        yield Remains(bundle, f"the bundle of {identity.name}, for this server alone")
+        yield Remains(bundle, f"the bundle of {identity.name}, for this server only")
 
 
 command = service_group(ServerService())

@@ -1,4 +1,4 @@
-"""``qanat-server token``: what lets a new node in."""
+"""``qanat-server token``: tokens with which new nodes join."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = Table(("token", "state", "used", "expires", "for"), ("created", "create
 
 @click.group("token", cls=CommandGroup)
 def command() -> None:
-    """Make, list and revoke the tokens with which new nodes join.
+    """Create, list and revoke the tokens with which new nodes join.
 
     \b
     Examples:
@@ -32,23 +32,27 @@ def command() -> None:
 
 
 @command.command("create")
-@click.option("--node", default="", metavar="NAME", help="The one node that may join with it.")
-@click.option("--match", default="", metavar="PATTERN", help="All nodes that match; * is anything but a dot.")
-@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many nodes of those.")
+@click.option("--node", default="", metavar="NAME", help="The only node that may join with it.")
 @click.option(
-    "--ttl", type=duration, default="24h", show_default=True, help="How long it holds: 15m, 24h, 7d."
+    "--match", default="", metavar="PATTERN", help="All matching nodes; * is any text without a dot."
+)
+@click.option(
+    "--uses", type=click.IntRange(1), default=1, show_default=True, help="Number of nodes that may join."
+)
+@click.option(
+    "--ttl", type=duration, default="24h", show_default=True, help="Time for which it is valid: 15m, 24h, 7d."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write it to this file and show it nowhere.",
+    help="Write the token to this file, and do not print it.",
 )
 @config_option
 @json_option
 def create(
     node: str, match: str, uses: int, ttl: float, out: Path | None, config: Path | None, as_json: bool
 ) -> None:
-    """Make a token and print the line to paste on the node. The token is shown this once.
+    """Create a token and print the command for the node. The token is shown only this time.
 
     \b
     Examples:
@@ -65,11 +69,11 @@ def create(
 
 
 def _write(file: Path, token: str) -> None:
-    """For its owner's eyes alone. Raises ``CommandError``."""
+    """Write the token to a file with mode 0600. Raises ``CommandError``."""
     try:
         write_private(file, f"{token}\n".encode())
     except OSError as error:
-        message = f"{file} cannot be written: {error.strerror}; the token is lost, make another"
+        message = f"{file} cannot be written: {error.strerror}; the token is lost, create another"
         raise CommandError(ExitCode.FAILED, message) from None
 
 
@@ -78,16 +82,16 @@ def _write(file: Path, token: str) -> None:
 @config_option
 @json_option
 def list_tokens(wide: bool, config: Path | None, as_json: bool) -> None:
-    """List the tokens: for whom, how often used, until when (UTC). Nothing secret is shown.
+    """List the tokens with their nodes, uses and expiry (UTC). Secrets are not shown.
 
-    A token for a node that was revoked later is revoked with that node.
+    A revocation of the node also revokes the token.
 
     \b
     Example:
       qanat-server token list
     """
     answer = perform(config, "GET", "tokens", {})
-    nothing = "There is no token. Make one: qanat-server token create --node NAME"
+    nothing = "There is no token. Create one: qanat-server token create --node NAME"
     show_list(answer, _TABLE, map(_row, answer["tokens"]), nothing, as_json=as_json, wide=wide)
 
 
@@ -97,7 +101,7 @@ def list_tokens(wide: bool, config: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def revoke(token_id: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Revoke TOKEN, by the name that `token list` shows. Nodes that joined with it stay.
+    """Revoke TOKEN, by the name that `token list` shows. Nodes that joined with it are not affected.
 
     At a terminal it shows the token and asks first.
 
@@ -115,25 +119,30 @@ def revoke(token_id: str, yes: bool, config: Path | None, as_json: bool) -> None
 
 
 def _ending(token: dict[str, Any]) -> str:
-    whom = f"node {token['node']}" if token["node"] else f"nodes that match {token['match']}"
+    subject = f"node {token['node']}" if token["node"] else f"nodes that match {token['match']}"
     used = f"used {token['used']} of {token['uses']} times"
     return (
-        f"Token {token['id']} is for {whom}, {token['state']}, {used}, until {minute_of(token['expires'])}."
-        " Nodes that joined with it stay; no other joins."
+        f"Token {token['id']} is for {subject}, {token['state']}, {used},"
+        f" until {minute_of(token['expires'])}."
+        " Nodes that joined with it are not affected; no other node can join."
     )
 
 
 def _as_text(made: dict[str, Any]) -> str:
-    whom = f"node {made['node']}" if made["node"] else f"{made['uses']} nodes that match {made['match']}"
+    subject = f"node {made['node']}" if made["node"] else f"{made['uses']} nodes that match {made['match']}"
     server = made["servers"][0] if made["servers"] else "SERVER:PORT"
     join = f"qanat-agent join {shlex.quote(server)}"
     if "file" in made:
         once, join = f"It is in {made['file']}.", f"{join} --token-file {shlex.quote(made['file'])}"
     else:
-        once, join = "It is shown this once.", f"echo {made['token']} | {join}"
-    said = f"Token {made['id']} for {whom}, until {minute_of(made['expires'])}. {once}"
-    note = [] if made["node"] else ["", f"Its host name must fit {made['match']}, or it adds --name NAME."]
-    return "\n".join([said, "", "On the node:", f"  {join}", *note])
+        once, join = "It is shown only this time.", f"echo {made['token']} | {join}"
+    sentence = f"Token {made['id']} for {subject}, until {minute_of(made['expires'])}. {once}"
+    note = (
+        []
+        if made["node"]
+        else ["", f"Add --name NAME if the node's host name does not match {made['match']}."]
+    )
+    return "\n".join([sentence, "", "On the node:", f"  {join}", *note])
 
 
 def _row(token: dict[str, Any]) -> tuple[str, ...]:

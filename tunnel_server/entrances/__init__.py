@@ -1,1 +1,1 @@
-"""The doors through which users come in."""
+"""Entrances: the listeners of agents and users."""

@@ -1,9 +1,9 @@
-"""The agents' listener: TLS with a client certificate, HTTP/2, and the server of carriers behind it.
+"""The agents' listener: TLS with a client certificate, HTTP/2, and the carrier server on top.
 
-A connection counts as unauthenticated until its first message, so the bounds of ``admission`` hold for
-clients that only complete the handshake. A client that floods is cut. Its certificate is then refused for a
-while, and each connection that was cut or refused keeps its place among the unauthenticated ones for some
-seconds. So a source that floods is left few handshakes.
+A connection counts as unauthenticated until its first message, so the bounds of ``admission`` also hold for
+clients that only complete the handshake. The server aborts a connection that floods, and then refuses its
+certificate for ``REFUSED_SECONDS``. Each aborted or refused connection keeps its place among the
+unauthenticated ones for ``PLACE_HELD_SECONDS``, so that a flooding source gets few handshakes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from tunnel_server.listeners.listener import AcceptedConnection, Reporter
 ENTRANCE = "agents"
 ALPN = "h2"
 REFUSED_SECONDS = 60.0
-"""How long the certificate of a connection that flooded is refused."""
+"""Time for which the server refuses the certificate of a connection that flooded."""
 PLACE_HELD_SECONDS = 5.0
-"""How long the place of a connection that was cut or refused for a flood stays taken."""
+"""Time for which a connection that was aborted or refused for a flood keeps its place."""
 MAX_REFUSED = 1024
-"""Certificates refused at once; the oldest is forgotten first."""
-CONNECTIONS_OF_A_CERTIFICATE = 8
-"""A session and its attempts need four; the oldest connection beyond the limit is closed."""
+"""Refused certificates at a time. The oldest is dropped first."""
+MAX_CONNECTIONS_PER_CERTIFICATE = 8
+"""A session and its attach attempts need four. Beyond the limit the server closes the oldest connection."""
 
 
 class AgentsEntrance:
-    """Passes each connection on to ``carriers``; ``reporter`` hears of those that are cut."""
+    """Pass each connection to ``carriers``, and report refused connections to ``reporter``."""
 
     def __init__(self, carriers: CarrierServer, reporter: Reporter) -> None:
         self._carriers = carriers
@@ -44,7 +44,7 @@ class AgentsEntrance:
         self._open: dict[bytes, OrderedDict[trio.CancelScope, None]] = {}  # by certificate
 
     async def serve(self, accepted: AcceptedConnection) -> None:
-        """Serve one connection, whose TLS handshake is done, to its end."""
+        """Serve one connection to its end. The TLS handshake is complete."""
         stream = accepted.stream
         assert isinstance(stream, SocketTlsStream)
         peer = Peer(accepted.address, stream.version(), stream.peer_certificate())
@@ -52,7 +52,7 @@ class AgentsEntrance:
         try:
             if stream.alpn() != ALPN:
                 raise Refused(Reason.HANDSHAKE_FAILED, f"the client does not offer {ALPN} by ALPN")
-            self._require_calm(certificate)
+            self._require_no_flood(certificate)
             _drop_dead_peer(stream)
             with self._place(certificate):
                 await self._carriers.serve(stream, peer, accepted.ticket.authenticated)
@@ -65,14 +65,16 @@ class AgentsEntrance:
         else:
             await stream.aclose()
 
-    def _require_calm(self, certificate: bytes) -> None:
+    def _require_no_flood(self, certificate: bytes) -> None:
         left = self._refused_until.get(certificate, 0.0) - trio.current_time()
         if left > 0:
-            detail = f"a connection with this certificate flooded; it may come again in {left:.0f} s"
+            detail = (
+                f"a connection with this certificate flooded; the server accepts it again in {left:.0f} s"
+            )
             raise Refused(Reason.FRAME_FLOOD, detail)
 
     def _note_flood(self, certificate: bytes) -> None:
-        """Begin the time of refusal; attempts during that time do not prolong it."""
+        """Start the time of refusal. Attempts during this time do not prolong it."""
         now = trio.current_time()
         if self._refused_until.get(certificate, 0.0) <= now:
             self._refused_until[certificate] = now + REFUSED_SECONDS
@@ -82,9 +84,9 @@ class AgentsEntrance:
 
     @contextlib.contextmanager
     def _place(self, certificate: bytes) -> Iterator[None]:
-        """Count the connection, whose block is cancelled when too many newer ones come."""
+        """Count the connection. The block is cancelled when too many newer connections arrive."""
         places = self._open.setdefault(certificate, OrderedDict())
-        if len(places) >= CONNECTIONS_OF_A_CERTIFICATE:
+        if len(places) >= MAX_CONNECTIONS_PER_CERTIFICATE:
             places.popitem(last=False)[0].cancel()
         with trio.CancelScope() as scope:
             places[scope] = None
@@ -97,6 +99,6 @@ class AgentsEntrance:
 
 
 def _drop_dead_peer(stream: SocketTlsStream) -> None:
-    """Have the kernel drop the connection once sent bytes stay unacknowledged for so long."""
+    """Let the kernel drop the connection if sent bytes stay unacknowledged for ``DEAD_CONNECTION_MS``."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         stream.set_tcp_option(socket.TCP_USER_TIMEOUT, DEAD_CONNECTION_MS)

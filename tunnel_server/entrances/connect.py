@@ -1,13 +1,13 @@
 """The ``connect`` entrance: HTTP/1.1 CONNECT, as kube-apiserver, curl and ``qanat`` speak it.
 
-1. The authority names node and target. ``Host`` is ignored: kube-apiserver sends 127.0.0.1 always.
-2. 200 comes only after the far dial succeeded, because kube-apiserver shows its user nothing that comes
-   later; a refusal's sentence is the reason phrase, because that is all that it shows of an answer.
-3. It waits for an answer without a time-out of its own, so the open has one here.
-4. A user who breaks the connection during the dial cancels it. The end of input does not: `nc -N` ends its
-   half right behind the request. A TCP client that closes without a reset therefore costs the dial until
-   its own deadline; the first byte that is sent to it brings the reset.
-5. What the user sent behind the head goes to the target before anything else.
+1. The authority names node and target. ``Host`` is ignored, because kube-apiserver always sends 127.0.0.1.
+2. The 200 is sent after the agent has dialled the target, because kube-apiserver shows its user no later
+   error. The sentence of a refusal is the reason phrase, the only part that kube-apiserver shows.
+3. The open has a time-out here, because kube-apiserver waits for an answer without a time-out.
+4. A broken user connection cancels the dial. The end of input does not cancel it, because `nc -N` shuts
+   down its half right after the request. So if a TCP client closes without a reset, the dial runs until its
+   deadline. The first byte that the server sends to such a client brings the reset.
+5. Bytes that the user sent after the head go to the target first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENTRANCE = "connect"
 
 
 class ConnectEntrance:
-    """Answers CONNECT requests of users in good standing."""
+    """Answer CONNECT requests of users whose certificate is accepted."""
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
@@ -31,13 +31,14 @@ class ConnectEntrance:
         return Section(ENTRANCE, None, USER, [Route(CONNECT, "CONNECT NODE:PORT", USER, self._connect)])
 
     async def _connect(self, routed: RoutedRequest, caller: UserCaller) -> None:
-        """Serve one CONNECT to its end. Raises ``Refused`` before the 200, and only then."""
+        """Serve one CONNECT to its end. Raises ``Refused`` only before the 200."""
         http, request = routed.http, routed.request
         target = target_header(request.headers)
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
-        async with self._opener.open(StreamRequest(caller.user, route, ENTRANCE, caller.source)) as passage:
-            await passage.stream.wait_opened(http.wait_left)
-            over_read = await http.accept_connect()
-            if over_read:
-                await passage.stream.send_all(over_read)
-            await passage.relay(http.stream)
+        stream_request = StreamRequest(caller.user, route, ENTRANCE, caller.source)
+        async with self._opener.open(stream_request) as user_stream:
+            await user_stream.stream.wait_opened(http.wait_left)
+            early_bytes = await http.accept_connect()
+            if early_bytes:
+                await user_stream.stream.send_all(early_bytes)
+            await user_stream.relay(http.stream)

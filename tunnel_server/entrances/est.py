@@ -1,11 +1,11 @@
-"""What the HTTPS listener answers to those without a certificate, or who want their next: EST, RFC 7030.
+"""Enrolment and renewal of certificates on the HTTPS listener: EST, RFC 7030.
 
-1. ``cacerts`` and ``csrattrs`` are for anybody, ``simpleenroll`` for a token, ``simplereenroll`` for the
-   certificate that the handshake has proven. Headers say nothing about who somebody is.
-2. Bodies are base64, with the transfer encoding named although RFC 8951 withdrew that: older clients ask
-   for it, and newer ones ignore it.
-3. EST has no place for where agents attach and what this server's clock says; ``/api/v1/join`` has both.
-   It tells what the server's certificate tells, and so needs nobody's proof.
+1. ``cacerts`` and ``csrattrs`` need no authentication. ``simpleenroll`` needs a token, ``simplereenroll``
+   the client certificate that the TLS handshake verified. No header identifies the client.
+2. Bodies are base64 and name their transfer encoding. RFC 8951 withdrew that header, but older clients
+   require it and newer ones ignore it.
+3. ``/api/v1/join`` has the addresses for agents and the server's time, because EST has no field for them.
+   It needs no authentication, because it discloses no more than the server's certificate does.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _CERTIFICATES = [
     ("content-transfer-encoding", "base64"),
 ]
 # CsrAttrs: the attribute ecPublicKey with prime256v1, and ecdsa-with-SHA256 (RFC 7030, section 4.5.2).
-_WISH = base64.encodebytes(
+_CSR_ATTRIBUTES = base64.encodebytes(
     bytes.fromhex("3021301506072a8648ce3d0201310a06082a8648ce3d03010706082a8648ce3d040302")
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PublicAddresses:
-    """Where the world finds this server, as ``host:port``: agents' listener, and this one."""
+    """Public addresses (``host:port``) of the agents' listener and of the HTTPS listener."""
 
     trust_domain: str
     agents: tuple[str, ...]
@@ -52,13 +52,19 @@ class PublicAddresses:
 
 
 class EstEntrance:
-    """Answers requests for certificates. ``wall`` gives UTC, ``reach`` is asked at each request."""
+    """Answer requests for certificates.
+
+    ``wall`` returns the time in UTC. ``public_addresses`` is called for each request of the join page.
+    """
 
     def __init__(
-        self, enrolment: Enrolment, reach: Callable[[], PublicAddresses], wall: Callable[[], datetime]
+        self,
+        enrolment: Enrolment,
+        public_addresses: Callable[[], PublicAddresses],
+        wall: Callable[[], datetime],
     ) -> None:
         self._enrolment = enrolment
-        self._reach = reach
+        self._public_addresses = public_addresses
         self._wall = wall
 
     def section(self) -> Section[Caller]:
@@ -77,11 +83,11 @@ class EstEntrance:
         )
 
     async def _join_page(self, routed: RoutedRequest, _: AcceptedConnection) -> None:
-        reach, now = self._reach(), self._wall()
+        addresses, now = self._public_addresses(), self._wall()
         page = {
-            "trust_domain": reach.trust_domain,
-            "agents": list(reach.agents),
-            "https": list(reach.https),
+            "trust_domain": addresses.trust_domain,
+            "agents": list(addresses.agents),
+            "https": list(addresses.https),
             "time": as_iso(now, "milliseconds"),
         }
         await respond_json(routed.http, json_body(page), [self._date()])
@@ -91,19 +97,19 @@ class EstEntrance:
 
     async def _csrattrs(self, routed: RoutedRequest, _: AcceptedConnection) -> None:
         headers = [("content-type", "application/csrattrs"), _CERTIFICATES[1]]
-        await self._respond(routed.http, headers, _WISH)
+        await self._respond(routed.http, headers, _CSR_ATTRIBUTES)
 
     async def _enrol(self, routed: RoutedRequest, accepted: AcceptedConnection) -> None:
         login, body = _login(routed.request), await _certificate_request(routed)
         with accepted.ticket.at_work():
-            signed = await self._enrolment.enrol(login, body, _asker(accepted))
+            signed = await self._enrolment.enrol(login, body, _requester(accepted))
         accepted.ticket.authenticated()
         await self._respond(routed.http, _CERTIFICATES, signed.body)
 
     async def _renew(self, routed: RoutedRequest, caller: CertificateCaller) -> None:
         accepted, body = caller.accepted, await _certificate_request(routed)
         with accepted.ticket.at_work():
-            signed = await self._enrolment.renew(caller.leaf, body, _asker(accepted))
+            signed = await self._enrolment.renew(caller.leaf, body, _requester(accepted))
         accepted.ticket.authenticated()
         await self._respond(routed.http, _CERTIFICATES, signed.body)
 
@@ -116,20 +122,20 @@ class EstEntrance:
 
 
 def _login(request: h11.Request) -> Login | None:
-    found = header_values(request, b"authorization")
-    if len(found) > 1:
+    values = header_values(request, b"authorization")
+    if len(values) > 1:
         raise Refused(Reason.BAD_REQUEST, "the request has more than one Authorization header")
-    return parse_login(found[0]) if found else None
+    return parse_login(values[0]) if values else None
 
 
-def _asker(accepted: AcceptedConnection) -> Requester:
+def _requester(accepted: AcceptedConnection) -> Requester:
     host = accepted.address.rpartition(":")[0].strip("[]")
     return Requester(host, accepted.source)
 
 
 async def _certificate_request(routed: RoutedRequest) -> bytes:
     """Return the body. Raises ``Refused`` for a body that is too large, too slow or of another type."""
-    kind = b"".join(header_values(routed.request, b"content-type")).partition(b";")[0].strip().lower()
-    if kind != b"application/pkcs10":
+    content_type = b"".join(header_values(routed.request, b"content-type")).partition(b";")[0]
+    if content_type.strip().lower() != b"application/pkcs10":
         raise Refused(Reason.BAD_CSR, "the request must be of Content-Type application/pkcs10")
     return await read_body(routed.http, MAX_REQUEST_BYTES, _BODY_SECONDS, too_large=Reason.BAD_CSR)

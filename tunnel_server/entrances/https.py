@@ -1,8 +1,8 @@
-"""HTTP connections of one listener of the server: the user of the connection, and its routes.
+"""HTTP connections of one listener: identify the user of the connection, and route its requests.
 
-The HTTPS listener, the connect socket and the admin socket are this with other routes. The user comes from
-the proven client certificate or from the peer of the unix socket, once for the connection. A connection
-without a user is served too, because some routes are open to anybody.
+The HTTPS listener, the connect socket and the admin socket share this code and differ in their routes. The
+user is identified once for a connection, by the verified client certificate or by the peer of the unix
+socket. A connection without a user is served too, because some routes need no user.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.reverse_proxy.headers import refuse_cross_site
 
 STRANGER_IDLE_SECONDS = 5.0
-"""Between requests of a connection without a user's certificate. A client that wants a certificate sends its
-few requests one right after the other."""
+"""Longest pause between requests of a connection without a user. A client that enrols sends its few requests
+without a pause."""
 
 
 class HttpsEntrance:
-    """One HTTP listener. ``sections`` are its routes; users learn which other paths there are.
+    """One HTTP listener. ``sections`` are its routes. Only users learn whether another path exists.
 
-    ``users`` bounds the connections of each user; None where a file mode says who comes in. ``standing`` is
-    asked at each request whether the user's certificate is still good.
+    ``users`` bounds the connections of each user. It is None where a file mode restricts access.
+    ``credential_watch`` checks at each request that the user's certificate is still accepted.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class HttpsEntrance:
         sections: Iterable[Section[Caller]],
         *,
         identify: Identify,
-        standing: CredentialWatch,
+        credential_watch: CredentialWatch,
         records: StreamRecorder,
         limits: HeadLimits,
         users: UserConnections | None,
@@ -52,7 +52,7 @@ class HttpsEntrance:
         self._entrance = entrance
         self._router = Router([*sections, Section(entrance, "", USER, ())])
         self._identify = identify
-        self._standing = standing
+        self._credential_watch = credential_watch
         self._records = records
         self._limits = limits
         self._users = users
@@ -62,7 +62,7 @@ class HttpsEntrance:
         identity, limits = self._identity_of(accepted), self._limits
         if isinstance(identity, Refused):
             limits = replace(limits, idle_seconds=min(limits.idle_seconds, STRANGER_IDLE_SECONDS))
-        caller = Caller(accepted, identity, self._standing)
+        caller = Caller(accepted, identity, self._credential_watch)
         requests = _Requests(self._entrance, self._router, self._records, caller)
         try:
             await serve_http(
@@ -73,15 +73,16 @@ class HttpsEntrance:
                 self._users.remove(identity.name)
 
     def _identity_of(self, accepted: AcceptedConnection) -> User | Refused:
-        """Return the user. A refusal is kept for the answer to the first request, which a person can read.
+        """Return the user, or the refusal for the answer to the first request.
 
-        It is kept without its traceback, whose frames lead to the connection and back to the refusal. That
-        cycle would keep the connection's memory until the garbage collector runs, which stops all tasks.
+        A refusal in an HTTP answer is readable, unlike a TLS alert. The refusal has no traceback, because the
+        traceback's frames refer to the connection and so back to the refusal. That cycle would keep the
+        connection's memory until the garbage collector runs, which stops all tasks.
         """
         try:
             user = self._identify(accepted)
             if self._users is not None:
-                self._users.add(user.name)  # a connection too many is served as one without a user
+                self._users.add(user.name)  # A connection above the limit is served without a user.
         except Refused as refused:
             return refused.with_traceback(None)
         accepted.ticket.authenticated()
@@ -98,24 +99,24 @@ class _Requests:
         self._router = router
         self._records = records
         self._caller = caller
-        self._section = entrance  # of the request that came last
+        self._section = entrance  # Section of the latest request.
 
     async def handle(self, http: HttpConnection, request: h11.Request) -> None:
         """Answer one request. Raises ``Refused``."""
         self._section = self._entrance
         self._caller.accepted.ticket.progressed()
-        refuse_cross_site(request)  # a browser shows its user's certificate for any page
+        refuse_cross_site(request)  # A browser presents its user's certificate for any page.
         match = self._router.find(request)
         self._section = match.section.name
         await self._router.answer(match, http, request, self._caller)
 
     def refused(self, refused: Refused) -> None:
-        """Write down a refused request."""
+        """Record a refused request."""
         source, identity = self._caller.accepted.source, self._caller.identity
         if isinstance(identity, Refused):
             self._caller.accepted.ticket.refused()
         if self._section == EST:
-            # The enrolment has written down a requester that has proven its identity.
+            # The enrolment has already recorded the refusal of an authenticated requester.
             self._records.refused(EST, source, refused, in_audit=bool(refused.who))
         elif isinstance(identity, Refused):
             self._records.refused(self._entrance, source, refused)

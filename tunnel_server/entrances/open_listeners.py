@@ -1,4 +1,4 @@
-"""The listeners of a running server: each with its admission, and with the words for a refused connection."""
+"""Listeners of a running server, each with its admission and its answer to a refused connection."""
 
 from __future__ import annotations
 
@@ -23,29 +23,32 @@ _log = logging.getLogger("qanat.server")
 
 HTTPS = "https"
 Addresses: TypeAlias = Mapping[str, Sequence[str]]
-"""The addresses (``host:port``, or a path) at which each entrance listens."""
+"""Addresses (``host:port``, or the path of a unix socket) of each entrance."""
 _DESCRIPTOR_SHARE = 8
 _DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
-"""How a TCP listener tells a connection that there are too many. The ``tcp`` entrance has no words for it."""
+"""Answer of a TCP listener when there are too many connections. The ``tcp`` entrance has no way to answer."""
 
 
-def claim_descriptors(most_agents: int) -> int:
-    """Raise the process's limit of file descriptors, and return it. Log a warning if it is too low."""
+def claim_descriptors(max_agents: int) -> int:
+    """Raise the limit of open files of this process, and return the limit.
+
+    Log a warning if the limit is too low for ``max_agents``.
+    """
     limit = raise_descriptor_limit()
-    if limit.carries >= most_agents:
+    if limit.carries >= max_agents:
         log_event(_log, logging.INFO, str(limit))
     else:
-        sentence = f"{limit}, fewer than [agents] max = {most_agents}; raise LimitNOFILE= or ulimit -n"
+        sentence = f"{limit}, fewer than [agents] max = {max_agents}; raise LimitNOFILE= or ulimit -n"
         log_event(_log, logging.WARNING, sentence)
     return limit.now
 
 
 class OpenListeners:
-    """Open listeners by entrance. Each is served in ``nursery``; ``reporter`` gets what they refuse.
+    """Open listeners, served in ``nursery``. ``reporter`` gets their refusals.
 
-    ``most_agents`` may be attached at once. ``descriptors`` is how many file descriptors the process may
-    have, which bounds the unauthenticated connections of each listener. A listener has as many connections
-    that wait as unauthenticated ones, so two listeners leave half of the descriptors.
+    ``max_agents`` is the number of agents that may be attached at once. ``descriptors`` is the process's
+    limit of open files, of which each listener may use an eighth for unauthenticated connections. As many
+    connections again may wait for admission, so two listeners leave half of the descriptors.
     """
 
     def __init__(
@@ -54,18 +57,18 @@ class OpenListeners:
         reporter: Reporter,
         nursery: trio.Nursery,
         *,
-        most_agents: int,
+        max_agents: int,
         descriptors: int,
     ) -> None:
         self._listeners: list[Listener] = []
         self._limits = limits
         self._reporter = reporter
         self._nursery = nursery
-        self._most_agents = most_agents
+        self._max_agents = max_agents
         self._max_unauthenticated = max(1, min(limits.max_unauthenticated, descriptors // _DESCRIPTOR_SHARE))
 
     async def open_tcp(self, entrance: str, addresses: Sequence[str], handler: Handler) -> None:
-        """Listen on all ``addresses`` (``host:port``), if there are any. Raises ``CannotListen``."""
+        """Listen on all ``addresses`` (``host:port``), which may be empty. Raises ``CannotListen``."""
         if addresses:
             admission, decline = self._admission(entrance), _DECLINES.get(entrance)
             listener = await listen_tcp(entrance, addresses, admission, self._reporter, decline)
@@ -82,12 +85,12 @@ class OpenListeners:
 
     def _admission(self, entrance: str) -> Admission:
         limits = self._limits
-        if entrance in (TCP, WEB):  # these ask for no identity, so only the total counts
-            most = limits.max_connections
-            return Admission(most, most, most, clock=trio.current_time)
+        if entrance in (TCP, WEB):  # These entrances do not authenticate, so only the total counts.
+            limit = limits.max_connections
+            return Admission(limit, limit, limit, clock=trio.current_time)
         total: int = limits.max_connections
         if entrance == AGENTS:
-            total = max(total, 2 * self._most_agents)
+            total = max(total, 2 * self._max_agents)
         return Admission(
             total,
             limits.max_unauthenticated_per_source,
@@ -96,13 +99,13 @@ class OpenListeners:
         )
 
     def addresses(self) -> dict[str, list[str]]:
-        """Return the addresses of each entrance, in the order in which they were opened."""
+        """Return the addresses of each entrance, in the order of opening."""
         found: dict[str, list[str]] = {}
         for listener in self._listeners:
             found.setdefault(listener.entrance, []).extend(listener.addresses)
         return found
 
     def stop_accepting(self) -> None:
-        """Accept no more connections; those that are open go on."""
+        """Stop accepting connections. Open connections continue."""
         for listener in self._listeners:
             listener.stop_accepting()

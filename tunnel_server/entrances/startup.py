@@ -1,4 +1,4 @@
-"""The entrances of a server, opened from the configuration: agents, https, the unix sockets, web and tcp."""
+"""Opening of all entrances from the configuration: agents, https, the unix sockets, web and tcp."""
 
 from __future__ import annotations
 
@@ -50,37 +50,37 @@ ADMIN = "admin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entrances:
-    """Opens the listeners of all entrances, and gives each entrance the parts that it needs.
+    """Open the listeners of all entrances, and pass to each entrance the parts that it needs.
 
-    ``changing`` is the lock of the authority's files. ``started`` is when the server started, for the API.
-    ``wall`` gives UTC.
+    ``authority_lock`` guards the authority's files. ``started`` is the start time of the server, for the API.
+    ``wall`` returns the time in UTC.
     """
 
     config: ServerConfig
     listeners: OpenListeners
-    attachments: SessionAcceptor
+    acceptor: SessionAcceptor
     nodes: Nodes
-    followers: EventSubscribers
-    standing: CredentialWatch
+    subscribers: EventSubscribers
+    credential_watch: CredentialWatch
     records: StreamRecorder
     opener: Opener
     certificates: ServerCertificates
     authority: ServerAuthority
     reload: Reload
-    changing: trio.Lock
+    authority_lock: trio.Lock
     store: Store
     started: datetime
     wall: Callable[[], datetime]
 
     @asynccontextmanager
     async def opened(self, nursery: trio.Nursery) -> AsyncIterator[None]:
-        """Open all listeners. At the end of the block the carriers of agents break; listeners stay open.
+        """Open all listeners. Raises ``CannotListen``.
 
-        Raises ``CannotListen``.
+        When the block ends, the carriers of agents are closed, and the listeners stay open.
         """
         carriers = serve_carriers(
-            on_carrier=self.attachments.take,
-            limits=self.attachments.limits,
+            on_carrier=self.acceptor.take,
+            limits=self.acceptor.limits,
             max_carriers=self.config.agents.max * 2,
             nursery=nursery,
         )
@@ -106,24 +106,26 @@ class Entrances:
         if self.config.connect.enabled:
             sections.append(ConnectEntrance(self.opener).section())
         users = UserConnections(limits.max_connections_per_user, limits.max_connections)
-        front = self._front(HTTPS, sections, identify_by_certificate(self.config.trust_domain), users)
+        entrance = self._https_entrance(
+            HTTPS, sections, identify_by_certificate(self.config.trust_domain), users
+        )
         seconds = limits.handshake_seconds
-        handler = over_tls(HTTPS, self.certificates.https, seconds, front.serve, self.records)
+        handler = over_tls(HTTPS, self.certificates.https, seconds, entrance.serve, self.records)
         await self.listeners.open_tcp(HTTPS, _listed(self.config.https.listen), handler)
 
     async def _open_admin(self) -> None:
         sections = [self._api(), self._admin()]
-        front = self._front(ADMIN, sections, by_file_mode(self.config.trust_domain), None)
+        entrance = self._https_entrance(ADMIN, sections, by_file_mode(self.config.trust_domain), None)
         address = UnixAddress(self.config.admin.socket, self.config.admin.mode)
-        await self.listeners.open_unix(ADMIN, address, front.serve)
+        await self.listeners.open_unix(ADMIN, address, entrance.serve)
 
     async def _open_connect_socket(self) -> None:
         unix = self.config.connect.unix
         if unix is None or not self.config.connect.enabled:
             return
-        peers = identify_by_peer({peer.uid: peer.user for peer in unix.peer}, self.config.trust_domain)
-        front = self._front(CONNECT, [ConnectEntrance(self.opener).section()], peers, None)
-        await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), front.serve)
+        identify = identify_by_peer({peer.uid: peer.user for peer in unix.peer}, self.config.trust_domain)
+        entrance = self._https_entrance(CONNECT, [ConnectEntrance(self.opener).section()], identify, None)
+        await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), entrance.serve)
 
     async def _open_web(self) -> None:
         web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
@@ -133,7 +135,7 @@ class Entrances:
         forward = TcpForward(str(given.listen), given.node, given.target, given.allow_from)
         await self.listeners.open_tcp(TCP, [forward.listen], TcpEntrance(self.opener, forward).serve)
 
-    def _front(
+    def _https_entrance(
         self,
         entrance: str,
         sections: Sequence[Section[Caller]],
@@ -144,7 +146,7 @@ class Entrances:
             entrance,
             sections,
             identify=identify,
-            standing=self.standing,
+            credential_watch=self.credential_watch,
             records=self.records,
             limits=self._head_limits(),
             users=users,
@@ -155,25 +157,30 @@ class Entrances:
             self.started,
             self.listeners.addresses,
             lambda: self.certificates.description,
-            self.standing.live_certificates,
+            self.credential_watch.live_certificates,
             self.store,
         )
         entrance = ApiEntrance(
-            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=self.wall
+            self.nodes,
+            self.subscribers,
+            facts,
+            self.credential_watch,
+            monotonic=trio.current_time,
+            wall=self.wall,
         )
         return entrance.section()
 
     def _admin(self) -> Section[Caller]:
-        rotated, live = self.reload.after_rotation, self.standing.live_certificates
-        actions = Actions(self.config, self.store, rotated, self.changing, live, self.nodes)
+        rotated, live = self.reload.after_rotation, self.credential_watch.live_certificates
+        actions = Actions(self.config, self.store, rotated, self.authority_lock, live, self.nodes)
         return AdminEntrance(actions).section()
 
     def _est(self) -> Section[Caller]:
         settings, signer = EnrolmentSettings.of(self.config), self.authority.signer
-        enrolment = Enrolment(settings, signer, self.store, self.standing, trio.current_time)
-        return EstEntrance(enrolment, self._reach, self.wall).section()
+        enrolment = Enrolment(settings, signer, self.store, self.credential_watch, trio.current_time)
+        return EstEntrance(enrolment, self._public_addresses, self.wall).section()
 
-    def _reach(self) -> PublicAddresses:
+    def _public_addresses(self) -> PublicAddresses:
         names, bound = advertised_names(self.certificates.description.names), self.listeners.addresses()
         return PublicAddresses(
             self.config.trust_domain,

@@ -1,7 +1,7 @@
-"""The ``tcp`` entrance: a local port bound to one node and target, for anything that speaks TCP.
+"""The ``tcp`` entrance: a local port bound to one node and target, for any TCP client.
 
-Nobody shows who he is here: the source address is all there is, so it listens on loopback unless
-the configuration says which addresses may come.
+This entrance cannot authenticate its users, because it sees only a source address. So it listens on loopback
+unless the configuration lists the networks that may connect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class TcpForward:
-    """One local port. ``node`` is a name or alias; without ``allow_from`` only loopback may come in."""
+    """One local port. ``node`` is a name or alias. Without ``allow_from`` only loopback may connect."""
 
     listen: str
     node: str
@@ -35,7 +35,7 @@ class TcpForward:
 
 
 class TcpEntrance:
-    """Serves the connections of one forwarded port."""
+    """Serve the connections of one forwarded port. Raises ``CannotListen`` as ``refuse_open_listen`` does."""
 
     def __init__(self, opener: Opener, forward: TcpForward) -> None:
         refuse_open_listen(forward)
@@ -43,21 +43,21 @@ class TcpEntrance:
         self._forward = forward
 
     async def serve(self, accepted: AcceptedConnection) -> None:
-        """Relays one connection to its end. Never raises but ``Cancelled``."""
+        """Relay one connection to its end. Raises only ``Cancelled``."""
         try:
-            wish = self._wish(accepted)
+            request = self._request(accepted)
         except Refused as refused:
             self._opener.records.refused(ENTRANCE, accepted.source, refused)
             return
         accepted.ticket.authenticated()
         try:
-            # What the user sends goes out behind the open, without waiting for the dial.
-            async with self._opener.open(wish) as passage:
-                await passage.relay(accepted.stream)
+            # The user's bytes follow the open at once, without waiting for the dial.
+            async with self._opener.open(request) as user_stream:
+                await user_stream.relay(accepted.stream)
         except NotOpened:
-            return  # written down; TCP has no word for it but the reset that follows
+            return  # The refusal is recorded. The TCP client only sees the reset that follows.
 
-    def _wish(self, accepted: AcceptedConnection) -> StreamRequest:
+    def _request(self, accepted: AcceptedConnection) -> StreamRequest:
         address = _address(accepted.address.rpartition(":")[0])
         if not is_allowed(address, self._forward.allow_from):
             raise Refused(
@@ -75,16 +75,16 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def is_allowed(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[Network]) -> bool:
-    """Whether a source may come in: one of ``networks``, or loopback where none are listed."""
+    """Whether ``address`` may connect: it is in one of ``networks``, or loopback if there are none."""
     if not networks:
         return address.is_loopback
     return any(address in network for network in networks)
 
 
 def refuse_open_listen(forward: TcpForward) -> None:
-    """Raises ``CannotListen`` for a port that everybody could reach and nobody was asked to list."""
+    """Raise ``CannotListen`` for a port beyond loopback without ``allow_from``."""
     if not forward.allow_from and not is_loopback_listen(forward.listen):
         raise CannotListen(
             f"cannot listen on {forward.listen} for {forward.node}: beyond loopback a [[tcp]] entry needs "
-            'allow_from, for example allow_from = ["10.0.0.0/8"], as nothing else says who may come in'
+            'allow_from, for example allow_from = ["10.0.0.0/8"], because nothing else limits who connects'
         )

@@ -1,13 +1,13 @@
 """One request of a browser and its answer, over one stream.
 
-1. The head goes out inside the ``open``, before the dial is answered: the first byte of the answer
-   comes after one round trip.
-2. A task of its own moves the request's body and then watches whether the browser breaks the connection,
-   which resets the stream at once, also while a long answer is silent. The end of its input is no break.
-3. Every piece is passed on as it comes; nothing is collected, whatever its content type.
-4. Nothing is ever sent twice: once the request is out, a lost stream is answered with 502, since
-   nobody knows what the target has done with a POST.
-5. An answer cut short is cut short for the browser too: its connection is aborted.
+1. The request head travels inside the ``open``, before the agent answers the dial. So the first byte of the
+   answer arrives after one round trip.
+2. One task sends the request's body, and then watches the browser's connection. If the browser breaks the
+   connection, the stream is reset at once, even during a silent answer. The end of input does not count.
+3. Every chunk is forwarded on arrival. No content type is buffered.
+4. A request is never retried, because the target may already have acted on a POST. If the stream is lost,
+   the browser gets a 502.
+5. If the answer is truncated, the browser's connection is aborted.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_server.access.opener import Opener, StreamRequest, UserStream, reason_of
 from tunnel_server.reverse_proxy.headers import has_body, request_forward, response_back, switch_back
 
-# Security headers of dashboards run to some KiB; a request's bound would refuse real pages.
+# Security headers of dashboards take several KiB, so the bound of a request would refuse real pages.
 _ANSWER_LIMITS = HeadLimits(max_head_bytes=64 * 1024)
 ANSWER_SECONDS = 300.0
-"""Silence of a target before its answer begins; above what slow reports take, below for ever."""
+"""Longest time from the sent request to the target's answer. Slow reports take minutes."""
 
 
 def head_of(*events: h11.Event) -> bytes:
-    """The bytes that open a request, for the ``open`` of a stream that is not there yet."""
+    """Return the bytes of ``events``, to be sent inside the ``open`` of a stream."""
     connection = h11.Connection(h11.CLIENT)
     return b"".join(connection.send(event) or b"" for event in events)
 
 
 class Exchange:
-    """Made for one request of the user at the address ``source``. ``peer`` names the target in sentences."""
+    """One request of the user at the address ``source``. ``target_name`` names the target in messages."""
 
-    def __init__(self, http: HttpConnection, request: h11.Request, source: str, peer: str) -> None:
+    def __init__(self, http: HttpConnection, request: h11.Request, source: str, target_name: str) -> None:
         self._http = http
-        self._peer = peer
+        self._target_name = target_name
         self._has_body = has_body(request)
         head = request_forward(request, source)
         self._head: list[h11.Event] = [head] if self._has_body else [head, h11.EndOfMessage()]
-        self._edge: HttpClientConnection
-        self._passage: UserStream
-        self._patience = trio.CancelScope()
+        self._target: HttpClientConnection
+        self._user_stream: UserStream
+        self._answer_timeout = trio.CancelScope()
         self._refused: Refused | None = None
         self._switch: h11.InformationalResponse | None = None
 
-    async def run(self, opener: Opener, wish: StreamRequest) -> None:
-        """Opens the stream and answers the request.
+    async def run(self, opener: Opener, wanted: StreamRequest) -> None:
+        """Open the stream, forward the request, and send the answer to the browser.
 
-        Raises ``Refused``; if the answer had begun, the browser's connection is aborted by then.
+        Raises ``Refused``. If the answer has begun by then, the browser's connection is already aborted.
         """
-        async with opener.open(wish, head_of(*self._head)) as self._passage:
-            self._edge = HttpClientConnection(self._passage.stream, _ANSWER_LIMITS, self._peer)
-            self._edge.encode(*self._head)  # is on its way already
+        async with opener.open(wanted, head_of(*self._head)) as self._user_stream:
+            self._target = HttpClientConnection(self._user_stream.stream, _ANSWER_LIMITS, self._target_name)
+            self._target.encode(*self._head)  # The bytes were already sent inside the open.
             await self._exchange()
             if self._refused is not None:
                 if self._http.has_answered:
                     abort(self._http.stream, self._refused.reason)
-                # A new one: kept here with its traceback it would hold this frame, and the frame this object.
+                # A new exception, because the traceback of the kept one would form a cycle with this object.
                 raise Refused(self._refused.reason, self._refused.detail)
             if self._switch is not None:
                 await self._relay_switched(self._switch)
@@ -76,7 +76,10 @@ class Exchange:
             nursery.cancel_scope.cancel()
 
     async def _guard(self, step: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
-        """Keeps the first refusal for behind the nursery, which would wrap it, and ends the other step."""
+        """Run ``step``. If it is refused, end the other step, and keep the first refusal for ``run``.
+
+        The nursery would wrap the refusal in a group.
+        """
         try:
             await step()
         except (Refused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -86,18 +89,18 @@ class Exchange:
     # The request.
 
     async def _send_request(self) -> None:
-        # A target may answer and stop reading before it has the whole body: its answer counts, not this.
+        # A target may answer without reading the whole body. Its answer counts, not the reset.
         with contextlib.suppress(StreamReset):
             if self._has_body:
                 await self._send_body()
-        self._patience.deadline = trio.current_time() + ANSWER_SECONDS
+        self._answer_timeout.deadline = trio.current_time() + ANSWER_SECONDS
         await self._watch_browser()
 
     async def _send_body(self) -> None:
         async with contextlib.aclosing(self._http.receive_body()) as chunks:
             async for chunk in chunks:
-                await self._edge.send(h11.Data(data=chunk))
-        await self._edge.send(h11.EndOfMessage())
+                await self._target.send(h11.Data(data=chunk))
+        await self._target.send(h11.EndOfMessage())
 
     async def _watch_browser(self) -> None:
         await self._http.wait_left()
@@ -106,26 +109,26 @@ class Exchange:
     # The answer.
 
     async def _receive_answer(self) -> None:
-        with self._patience:
-            response = await self._edge.receive_response()
-        if self._patience.cancelled_caught:
-            detail = f"{self._peer} did not begin to answer within {ANSWER_SECONDS:g} s"
+        with self._answer_timeout:
+            response = await self._target.receive_response()
+        if self._answer_timeout.cancelled_caught:
+            detail = f"{self._target_name} did not begin to answer within {ANSWER_SECONDS:g} s"
             raise Refused(Reason.TARGET_TIMEOUT, detail)
-        self._passage.first_byte()
+        self._user_stream.first_byte()
         if isinstance(response, h11.InformationalResponse):
             self._switch = switch_back(response)
             return
         await self._http.send(response_back(response))
-        async with contextlib.aclosing(self._edge.receive_body()) as chunks:
+        async with contextlib.aclosing(self._target.receive_body()) as chunks:
             async for chunk in chunks:
                 await self._http.send(h11.Data(data=chunk))
         await self._http.send(h11.EndOfMessage())
 
     async def _relay_switched(self, switch: h11.InformationalResponse) -> None:
         await self._http.send(switch)
-        from_browser, from_target = self._http.switch(), self._edge.switch()
+        from_browser, from_target = self._http.switch(), self._target.switch()
         if from_target:
             await self._http.stream.send_all(from_target)
         if from_browser:
-            await self._passage.stream.send_all(from_browser)
-        await self._passage.relay(self._http.stream)
+            await self._user_stream.stream.send_all(from_browser)
+        await self._user_stream.relay(self._http.stream)

@@ -1,7 +1,7 @@
-"""HTTP heads on their way through the ``web`` entrance: what is taken out, what is added, what is refused.
+"""HTTP heads of the ``web`` entrance: headers that are removed, added or refused. No I/O.
 
-Both directions are parsed once and written anew by h11: framing is never copied, so what we saw is
-what the other side sees (request smuggling). No I/O.
+h11 parses and rewrites both directions. Framing is never copied, so both sides see the same messages. This
+prevents request smuggling.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tunnel_core.reasons import Reason, Refused
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
-# RFC 9110 section 7.6.1, with the older names that are still seen. Expect is answered here, by the
-# one who reads the body.
+# RFC 9110 section 7.6.1, with older names that are still in use. This server answers Expect itself, when it
+# reads the body.
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -35,8 +35,9 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# What services behind proxies believe about the user, in the spellings of the common proxies. `Proxy` becomes
-# HTTP_PROXY in a CGI environment, which programs take for their own proxy (httpoxy, CVE-2016-5385).
+# Headers that services behind proxies trust as facts about the user, as the common proxies spell them.
+# `Proxy` becomes HTTP_PROXY in a CGI environment, which programs use as their own proxy (httpoxy,
+# CVE-2016-5385).
 _CLAIMS = frozenset(
     {
         b"client-ip",
@@ -55,31 +56,30 @@ _CLAIMS = frozenset(
     }
 )
 _CLAIM_PREFIXES = (b"x-forwarded-", b"x-remote-", b"x-auth-request-", b"x-webauth-", b"qanat-")
-# Names that have a meaning of their own in one spelling only.
+# Headers that are forwarded in this spelling, and removed in any other.
 _FRAMING = frozenset({b"content-length", b"content-type", b"host"})
 _SEPARATOR = re.compile(rb"[^0-9a-z]")
 _OF_A_PAGE = frozenset({b"origin", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site"})
 """What a browser adds to the request of a page."""
 _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 """Values of ``Sec-Fetch-Dest`` for a document inside another one."""
-# Points browsers at a port of ours that is not the service's.
-_ONLY_BACK = frozenset({b"alt-svc"})
+# Alt-Svc would point browsers at a port of this server that is not the service's.
+_DROPPED_FROM_RESPONSE = frozenset({b"alt-svc"})
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
 
 
 def request_forward(request: h11.Request, source: str) -> h11.Request:
-    """The request as the target gets it; ``source`` is the user's address.
+    """Return the request for the target. ``source`` is the user's address.
 
-    ``Host`` stays as the browser sent it: services compare it with ``Origin`` before they accept a
-    WebSocket, and build redirects and cookies from it, which must lead back here and not to a name
-    that only the edge knows.
+    ``Host`` stays as the browser sent it. Services compare it with ``Origin`` before they accept a WebSocket,
+    and build redirects and cookies from it. Those must lead back here, not to a name known only at the edge.
     """
     upgrade = wants_websocket(request)
     headers = [(name, value) for name, value in _end_to_end(request) if not _is_forgeable(name.lower())]
     headers += _framing(request)
-    # One stream carries one request, so the target need not keep its connection.
+    # One stream carries one request, so the target can close its connection afterwards.
     headers.append((b"Connection", b"Upgrade" if upgrade else b"close"))
     if upgrade:
         headers.append((b"Upgrade", _WEBSOCKET))
@@ -90,13 +90,13 @@ def request_forward(request: h11.Request, source: str) -> h11.Request:
 def _is_forgeable(name: bytes) -> bool:
     """Whether a target may read this lower-case name as a claim about the user, or as framing.
 
-    CGI and WSGI replace each ``-`` of a name by ``_``, and some servers every character that is no letter or
-    digit. So ``X_Forwarded_For`` and ``X.Forwarded.For`` reach a program as ``X-Forwarded-For`` does.
+    CGI and WSGI replace each ``-`` of a name by ``_``. Some servers replace every character that is not a
+    letter or digit. So a program reads ``X_Forwarded_For`` and ``X.Forwarded.For`` as ``X-Forwarded-For``.
     """
-    meaning = _SEPARATOR.sub(b"-", name)
-    if meaning in _CLAIMS or meaning.startswith(_CLAIM_PREFIXES):
+    normalised = _SEPARATOR.sub(b"-", name)
+    if normalised in _CLAIMS or normalised.startswith(_CLAIM_PREFIXES):
         return True
-    return meaning != name and (meaning in _HOP_BY_HOP or meaning in _FRAMING)
+    return normalised != name and (normalised in _HOP_BY_HOP or normalised in _FRAMING)
 
 
 def _our_claims(request: h11.Request, source: str) -> RawHeaders:
@@ -108,14 +108,16 @@ def _our_claims(request: h11.Request, source: str) -> RawHeaders:
 
 
 def _framing(request: h11.Request) -> RawHeaders:
-    """Chunked if it came chunked; a length is end-to-end and stands among the others."""
+    """Return the header for a chunked body. ``Content-Length`` is end-to-end and needs no header here."""
     chunked = header_values(request, b"transfer-encoding")
     return [(b"Transfer-Encoding", b"chunked")] if chunked else []
 
 
 def response_back(response: h11.Response) -> h11.Response:
-    """The answer as the browser gets it; h11 adds the framing that the browser's version needs."""
-    headers = [(name, value) for name, value in _end_to_end(response) if name.lower() not in _ONLY_BACK]
+    """Return the answer for the browser. h11 adds the framing that the browser's HTTP version needs."""
+    headers = [
+        (name, value) for name, value in _end_to_end(response) if name.lower() not in _DROPPED_FROM_RESPONSE
+    ]
     if header_values(response, b"transfer-encoding"):
         headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
     headers = [*map(_own_cookie, headers), (b"Content-Security-Policy", _frame_policy(response))]
@@ -123,16 +125,17 @@ def response_back(response: h11.Response) -> h11.Response:
 
 
 def _frame_policy(response: h11.Response) -> bytes:
-    """A policy beside those of the target: browsers enforce each. Only pages of the same origin may frame.
+    """Return a policy that lets only pages of the same origin frame the answer.
 
-    A browser that sees ``frame-ancestors`` ignores ``X-Frame-Options``, so its ``DENY`` is said again here.
+    Browsers enforce this policy and each one of the target. A browser that sees ``frame-ancestors`` ignores
+    ``X-Frame-Options``, so this policy repeats a ``DENY``.
     """
     is_denied = any(value.strip().lower() == b"deny" for value in header_values(response, b"x-frame-options"))
     return b"frame-ancestors 'none'" if is_denied else b"frame-ancestors 'self'"
 
 
 def switch_back(response: h11.InformationalResponse) -> h11.InformationalResponse:
-    """The 101 as the browser gets it. Raises ``Refused`` unless it accepts what was asked for."""
+    """Return the 101 for the browser. Raises ``Refused`` unless it switches to WebSocket."""
     upgrades = [value.strip().lower() for value in header_values(response, b"upgrade")]
     if upgrades != [_WEBSOCKET] or b"upgrade" not in _tokens(response, b"connection"):
         raise Refused(
@@ -145,13 +148,13 @@ def switch_back(response: h11.InformationalResponse) -> h11.InformationalRespons
 
 
 def _own_cookie(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """A cookie for a whole domain would reach other nodes too; without one it stays with its host."""
+    """Remove ``Domain`` from a cookie, so that the browser does not send the cookie to other nodes."""
     name, value = header
     return (name, _COOKIE_DOMAIN.sub(b"", value)) if name.lower() == b"set-cookie" else header
 
 
 def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse) -> RawHeaders:
-    """The headers without those of one hop, also those that ``Connection`` names, in their own spelling."""
+    """Return the headers, spelled as received, without hop-by-hop headers and those in ``Connection``."""
     dropped = _HOP_BY_HOP | (_tokens(message, b"connection") - {b"host", b"content-length"})
     return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in dropped]
 
@@ -162,8 +165,11 @@ def _tokens(message: h11.Request | h11.Response | h11.InformationalResponse, nam
 
 
 def wants_websocket(request: h11.Request) -> bool:
-    """Whether the request asks for a WebSocket. Other upgrades are dropped, h2c above all: RFC 9110
-    section 7.8 lets a server ignore any, and what is not HTTP/1.1 would pass unread."""
+    """Whether the request asks for a WebSocket.
+
+    Other upgrades are removed, because bytes that are not HTTP/1.1 (for example h2c) would pass unchecked.
+    RFC 9110 section 7.8 lets a server ignore any upgrade.
+    """
     return (
         request.method == b"GET"
         and request.http_version == b"1.1"
@@ -179,18 +185,18 @@ def has_body(request: h11.Request) -> bool:
 
 
 def host_of(request: h11.Request) -> str:
-    """The ``Host`` header; empty if there is none, as HTTP/1.0 allows."""
+    """Return the ``Host`` header, or an empty text if there is none, as HTTP/1.0 allows."""
     return b"".join(header_values(request, b"host")[:1]).decode("latin-1")
 
 
 def check_web_request(request: h11.Request) -> None:
-    """Raises ``Refused`` for what a browser never sends to an origin server."""
+    """Raise ``Refused`` for a request that no browser sends to an origin server, or from another site."""
     if request.method in (b"CONNECT", b"TRACE"):
         raise Refused(Reason.METHOD_NOT_ALLOWED, f"{request.method.decode()} is not for the web entrance")
     if not request.target.startswith(b"/") and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Refused(Reason.BAD_REQUEST, "the request target is not a path; this is no forward proxy")
     if wants_websocket(request) and has_body(request):
-        # The bytes behind the head would be both the body and the first frames (RFC 6455, section 4.1).
+        # The bytes after the head would be both the body and the first frames (RFC 6455, section 4.1).
         raise Refused(
             Reason.BAD_REQUEST, "a request for a WebSocket has no body, so it must not announce one"
         )
@@ -200,25 +206,26 @@ def check_web_request(request: h11.Request) -> None:
 def refuse_cross_site(request: h11.Request) -> None:
     """Raise ``Refused`` if a page of another site caused this request.
 
-    The user's browser would lend such a page what the user may do. An ``Origin`` with the name of another
-    host refuses the request, whatever else the browser sends: it comes with every POST, script and WebSocket.
-    Fetch Metadata (W3C) covers requests without an ``Origin`` and those with ``Origin: null``, but browsers
-    send it only to https and to ``localhost``. A link may lead here. A script, a form or a frame of another
-    site may not.
+    Such a page would act with the user's rights. A link from another site may lead here. A script, a form or
+    a frame of another site may not.
+
+    Browsers send ``Origin`` with every POST, script and WebSocket, so an ``Origin`` with another host always
+    refuses the request. Fetch Metadata (W3C) covers requests without an ``Origin`` or with ``Origin: null``,
+    but browsers send it only to https and to ``localhost``.
     """
     if _OF_A_PAGE.isdisjoint([name for name, _ in request.headers]):
         return
     site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
     is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
     followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed
-    foreign = site in (b"cross-site", b"same-site") and not followed_link
+    is_foreign = site in (b"cross-site", b"same-site") and not followed_link
     origins = [value.decode("latin-1").lower() for value in header_values(request, b"origin")]
-    if foreign or not all(_is_host(origin, host_of(request)) for origin in origins if origin != "null"):
+    if is_foreign or not all(_is_host(origin, host_of(request)) for origin in origins if origin != "null"):
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
         )
-    # A form sends null if its page has "Referrer-Policy: no-referrer", and so does a sandboxed frame of
-    # another site. No page can set Sec-Fetch-Site, which is cross-site for the frame.
+    # Origin is null for a form whose page has "Referrer-Policy: no-referrer", and for a sandboxed frame of
+    # another site. Sec-Fetch-Site tells them apart, because no page can set it and the frame is cross-site.
     if "null" in origins and site != b"same-origin":
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED,
@@ -234,8 +241,8 @@ def _last(request: h11.Request, name: bytes) -> bytes:
 def _is_host(origin: str, host: str) -> bool:
     """Whether ``origin``, in lower case, names ``host``, the ``Host`` of the request.
 
-    The scheme does not count, because a proxy in front may have ended TLS. Neither does its default port,
-    which browsers leave out and such a proxy may add.
+    The scheme does not count, because a proxy in front of this server may terminate TLS. The scheme's default
+    port does not count either, because browsers omit the port and such a proxy may add it.
     """
     try:
         parts = urlsplit(origin)
@@ -249,5 +256,5 @@ def _is_host(origin: str, host: str) -> bool:
 
 
 def wants_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether the asker is likely a person in front of a browser."""
+    """Whether the client is probably a browser, because it accepts HTML."""
     return any(name == b"accept" and b"text/html" in value.lower() for name, value in headers)

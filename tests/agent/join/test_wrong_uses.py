@@ -58,23 +58,23 @@ WRONG = {
     "nobody listens": use("join", "localhost:1", code=5, says="refused.*start the server there.*7002 unless"),
     "a target that is none": use("join", NOBODY, "--allow", "a:x", says="--allow and --service: allow#1: "),
     # Tokens.
-    "a token as argument": use("join", NOBODY, TOKEN, says="stands in the arguments.*standard input"),
-    "a token in place of the server": use("join", TOKEN, says="stands in the arguments"),
+    "a token as argument": use("join", NOBODY, TOKEN, says="is in the arguments.*standard input"),
+    "a token in place of the server": use("join", TOKEN, says="is in the arguments"),
     "a token as option": use("join", NOBODY, f"--token={TOKEN}", says=f"token revoke {ID}"),
-    "a token as name": use("join", NOBODY, "--name", OLD, says="stands in the arguments"),
-    "nothing": use("join", NOBODY, stdin="", says="what was given is empty; `qanat-server token create"),
-    "a blank line": use("join", NOBODY, stdin="\r\n", says="what was given is empty"),
-    "the placeholder": use("join", NOBODY, stdin="TOKEN\n", says="'TOKEN' only stands for the token"),
-    "the placeholder in brackets": use("join", NOBODY, stdin="<token>", says="'<token>' only stands for"),
-    "a variable that is not set": use("join", NOBODY, stdin="$TOKEN", says="only stands for the token"),
+    "a token as name": use("join", NOBODY, "--name", OLD, says="is in the arguments"),
+    "nothing": use("join", NOBODY, stdin="", says="the input is empty; `qanat-server token create"),
+    "a blank line": use("join", NOBODY, stdin="\r\n", says="the input is empty"),
+    "the placeholder": use("join", NOBODY, stdin="TOKEN\n", says="'TOKEN' is only a placeholder"),
+    "the placeholder in brackets": use("join", NOBODY, stdin="<token>", says="'<token>' is only"),
+    "a variable that is not set": use("join", NOBODY, stdin="$TOKEN", says="is only a placeholder"),
     "the line without a token": use(
-        "join", NOBODY, stdin="echo TOKEN | qanat-agent join x", says="a line without a token"
+        "join", NOBODY, stdin="echo TOKEN | qanat-agent join x", says="a command without a token"
     ),
     "something else": use("join", NOBODY, stdin="hunter2", says="does not begin with qanat1_"),
     "another version": use("join", NOBODY, stdin="qanat2_" + TOKEN[7:], says="is of another version"),
-    "half a token": use("join", NOBODY, stdin=TOKEN[:60], says="a part is missing.*all of it"),
-    "a token without its end": use("join", NOBODY, stdin=TOKEN[:-2], says="cut off or altered.*all of it"),
-    "two tokens": use("join", NOBODY, stdin=f"{TOKEN}\n{FLEET}", says="2 tokens in it; give one"),
+    "half a token": use("join", NOBODY, stdin=TOKEN[:60], says="truncated or too long.*all of it"),
+    "a token without its end": use("join", NOBODY, stdin=TOKEN[:-2], says="truncated or altered.*all of it"),
+    "two tokens": use("join", NOBODY, stdin=f"{TOKEN}\n{FLEET}", says="2 tokens; enter one"),
     "UTF-16": use(
         "join", NOBODY, stdin=TOKEN.encode("utf-16"), says="standard input is UTF-16 text.*UTF-8"
     ),
@@ -178,7 +178,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["token", "create", "--node", "a", "--uses", "2"], "a token for one node has one use"),
         (["token", "create", "--node", "a", "--ttl", "soon"], "15m, 24h"),
         (["token", "revoke", "nosuch"], "see `qanat-server token list`"),
-        (["token", "revoke", TOKEN], f"take its id alone, {ID}"),
+        (["token", "revoke", TOKEN], f"take only its id, {ID}"),
         (["token", "revoke"], "Missing argument 'TOKEN'"),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
@@ -220,7 +220,7 @@ async def test_the_line_works_as_printed_on_any_host(cloud: Cloud, tmp_path: Pat
 async def test_a_pattern_says_which_names_fit(cloud: Cloud) -> None:
     command = [*SERVER, "token", "create", "--match", "till-*", "--uses", "9", "--config", str(cloud.config)]
     made = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
-    assert "Its host name must fit till-*, or it adds --name NAME." in made
+    assert "Add --name NAME if the node's host name does not match till-*." in made
 
 
 async def test_an_address_that_the_certificate_does_not_have(cloud: Cloud, tmp_path: Path) -> None:

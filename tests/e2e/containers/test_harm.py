@@ -241,7 +241,7 @@ def test_a_server_that_is_killed_and_made_again_goes_on(make: Make, server: Clou
     before = server.trust_file.read_bytes()
     server.container.kill()
     server.run()
-    assert "made a new server" not in server.container.said()
+    assert "created a new server" not in server.container.said()
     assert server.trust_file.read_bytes() == before
     server.wait_attached("faithful")
     check_echo(server, "faithful")

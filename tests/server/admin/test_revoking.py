@@ -88,9 +88,9 @@ async def test_a_revocation_shows_what_it_ends_and_asks_before_it_acts(tmp_path:
         assert re.search(
             r"ends:\n  1 session: edge1 from 127.0.0.1:\d+\n  2 streams, of 127.0.0.1, kim\n", said
         )
-        assert "there is no terminal to ask at. Add --yes" in said
+        assert "there is no terminal for a question. Add --yes" in said
         code, said = await qanat_server(site, "user", "revoke", "kim", "--json")
-        assert code == 2 and "--json asks nothing. Add --yes" in json.loads(said)["detail"]
+        assert code == 2 and "--json asks no question. Add --yes" in json.loads(said)["detail"]
         assert await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}) == {"revocations": []}
         await say(await site.through(), b"still there")
         code, said = await qanat_server(site, "node", "revoke", "edge1", "--yes", "--json")
@@ -117,7 +117,7 @@ async def test_a_revocation_is_taken_back_while_the_server_runs(
         agent.signal(signal.SIGTERM)
         await agent.exit_code()
         code, said = await qanat_server(site, kind, "unrevoke", subject, "--yes")
-        assert (code, "is not revoked any more" in said) == (0, True), said
+        assert (code, "is no longer revoked" in said) == (0, True), said
         before = len(server.lines)
         async with site.agent("localhost:1"):
             await server.line("node edge1 attached", after=before)

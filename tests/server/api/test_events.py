@@ -14,7 +14,7 @@ from tests.support.fakes.edge import Edge, echo, now, open_edge
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.api import events as api_events
-from tunnel_server.api.events import MAX_LISTED, EventsQuery, parse_question
+from tunnel_server.api.events import MAX_LISTED, EventsQuery, parse_query
 from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
@@ -88,7 +88,7 @@ async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) ->
     followers = EventSubscribers(Events(now), Counters())
     with trio.fail_after(31):
         await api_events.wait(
-            followers, Nodes(trio.current_time, now, lambda name: False), parse_question("wait=9999"), "alice"
+            followers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
         )
     assert trio.current_time() >= 30 - 1e-6
 
@@ -116,7 +116,7 @@ async def test_a_gap_is_told() -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("aftr=1", "'aftr' is no parameter"),
+        ("aftr=1", "'aftr' is not a parameter"),
         ("after=-1", "after is not"),
         ("after=1e5", "after is not"),
         ("after=9999999999999999999", "after is not"),
@@ -130,10 +130,10 @@ async def test_a_gap_is_told() -> None:
 )
 def test_what_cannot_be_asked_is_refused(query: str, said: str) -> None:
     with pytest.raises(Refused, match=said) as caught:
-        parse_question(query)
+        parse_query(query)
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
 def test_what_is_empty_is_not_asked() -> None:
-    assert parse_question("node=&after=&wait=") == parse_question("") == EventsQuery()
-    assert parse_question("node=a%20b&after=0&wait=inf") == EventsQuery("a b", 0, 30.0)
+    assert parse_query("node=&after=&wait=") == parse_query("") == EventsQuery()
+    assert parse_query("node=a%20b&after=0&wait=inf") == EventsQuery("a b", 0, 30.0)

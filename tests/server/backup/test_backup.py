@@ -66,7 +66,7 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     shutil.rmtree(tmp_path / "etc")
     result = restore(tmp_path)
     assert result.exit_code == 0, result.output + result.stderr
-    assert "1 token that was open then is revoked: make a new one" in result.stdout
+    assert "1 token that was open at the backup is revoked: create a new one" in result.stdout
     assert "NEWER" not in result.stdout
     (command.folder / "audit.jsonl").unlink(missing_ok=True)
     assert {folder: everything(tmp_path / folder) for folder in ("d", "etc")} == before
@@ -124,7 +124,7 @@ def test_it_is_taken_while_others_write_and_holds_a_moment(command: Command, tmp
 
 def test_it_replaces_nothing_and_leaves_nothing_behind(command: Command, tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_text("mine")
-    assert "exists; a backup replaces nothing" in command("backup", tmp_path / "b.tar", code=2).stderr
+    assert "a backup does not overwrite a file" in command("backup", tmp_path / "b.tar", code=2).stderr
     assert (tmp_path / "b.tar").read_text() == "mine"
     (command.folder / "server.key").unlink()
     said = command("backup", tmp_path / "c.tar", code=1).stderr
@@ -161,18 +161,18 @@ def in_manifest(**changes: object) -> Callable[[str, bytes], bytes]:
 @pytest.mark.parametrize(
     ("alter", "sentence"),
     [
-        (lambda name, content: content if name == "manifest.json" else content + b"x", "not what it was"),
+        (lambda name, content: content if name == "manifest.json" else content + b"x", "was changed"),
         (in_manifest(version=2), "newer version"),
-        (in_manifest(data_dir="relative"), "a place that cannot be"),
-        (in_manifest(data_dir="/var/../etc"), "a place that cannot be"),
+        (in_manifest(data_dir="relative"), "an invalid place"),
+        (in_manifest(data_dir="/var/../etc"), "an invalid place"),
         (in_manifest(members=[{"path": "/x", "mode": 1, "sha256": ""}] * 99), "names a place twice"),
         (in_manifest(members=[{"path": f"/x{end}", "mode": 1, "sha256": ""} for end in ("", "/y")]), "twice"),
-        (in_manifest(config_file="/etc//shadow"), "a place that cannot be"),
-        (in_manifest(config_file="/etc/\x1b[2K"), "a place that cannot be"),
-        (in_manifest(made="now\n/etc/shadow"), "does not say when it was made"),
-        (lambda name, content: content[:0] if name == "manifest.json" else content, "that can be read"),
-        (in_manifest(members=7), "is no backup that can be read"),
-        (lambda name, content: b"{", "is no backup that can be read"),
+        (in_manifest(config_file="/etc//shadow"), "an invalid place"),
+        (in_manifest(config_file="/etc/\x1b[2K"), "an invalid place"),
+        (in_manifest(made="now\n/etc/shadow"), "does not have its time of creation"),
+        (lambda name, content: content[:0] if name == "manifest.json" else content, "not a readable backup"),
+        (in_manifest(members=7), "is not a readable backup"),
+        (lambda name, content: b"{", "is not a readable backup"),
     ],
 )
 def test_a_damaged_backup_changes_nothing(

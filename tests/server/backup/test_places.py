@@ -21,7 +21,7 @@ from tests.server.backup.test_backup import change, everything, in_manifest
 from tests.server.commands.test_commands import Command
 from tests.server.commands.test_init import Result, run
 from tunnel_server.backup.archive import BadBackup, Manifest, Member, open_backup
-from tunnel_server.backup.places import Installation, StrangePlaces, require_known
+from tunnel_server.backup.places import Installation, UnknownPlaces, require_known
 from tunnel_server.commands.access import load_config
 from tunnel_server.pki.rotation_steps import RotationSteps
 
@@ -48,7 +48,7 @@ def strange(
 ) -> list[str]:
     try:
         require_known(manifest(*places, data_dir=data_dir, config=config), USUAL)
-    except StrangePlaces as error:
+    except UnknownPlaces as error:
         return [*map(str, error.needed)]
     return []
 
@@ -169,7 +169,7 @@ def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
     assert said.exit_code == 1
     (kept,) = (tmp_path / "d").glob("before-restore-*")
     assert f"the restore stopped: {command.config}: Is a directory; " in said.stderr
-    assert f"is in {kept} " in said.stderr
+    assert f"are in {kept};" in said.stderr
     assert {path.name for path in (tmp_path / "d").iterdir()} - {kept.name, "store.lock"} == before
 
 
@@ -229,7 +229,7 @@ def test_a_file_outside_that_its_owner_may_not_replace_leaves_the_data_as_it_is(
     said = service.restore()
     assert said.exit_code == 1
     assert "Permission denied" in said.stderr
-    assert f"is in {service.data}/before-restore-" in said.stderr
+    assert f"are in {service.data}/before-restore-" in said.stderr
     assert before <= {path.name for path in service.data.iterdir()}
 
 

@@ -66,7 +66,7 @@ def test_a_token_can_go_to_a_file_and_is_shown_nowhere(command: Command, tmp_pat
     assert (again["file"], "token" in again) == (str(file), False)
     assert file.read_text().strip() != text
     lost = command("token", "create", "--node", "a", "--out", tmp_path / "no" / "where", code=1)
-    assert "make another" in lost.stderr
+    assert "create another" in lost.stderr
 
 
 def test_token_create_prints_the_line_to_paste(command: Command) -> None:
@@ -94,17 +94,17 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
         (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
         (("node", "revoke", "No Node"), 2, "is not a node name"),
         (("node", "revoke", "shop-7"), 1, "no node shop-7 is known here; `qanat nodes` lists"),
-        (("node", "revoke", "shop-7", "--yes"), 1, "To revoke it all the same, as one of another issuer"),
+        (("node", "revoke", "shop-7", "--yes"), 1, "If it is of another issuer"),
         (("user", "revoke", "operatr", "--yes"), 1, "did you mean operator?"),
         (("cert", "revoke", "abc", "--yes"), 1, "no certificate with serial abc is known here"),
-        (("user", "revoke", "operator"), 2, "there is no terminal to ask at. Add --yes to do it."),
+        (("user", "revoke", "operator"), 2, "there is no terminal for a question. Add --yes to do it."),
         (("node", "unrevoke", "shop-7", "--yes"), 1, "node shop-7 is not revoked"),
         (("cert", "unrevoke", "abc", "--yes"), 1, "the certificate abc is not revoked"),
         (("node", "forget", "shop-7"), 1, "no node shop-7 is known here"),
         (("cert", "revoke", "serial"), 2, "hex digits"),
         (("cert", "list", "--node", "a", "--user", "b"), 2, "exclude each other"),
         (("audit", "--kind", "theft"), 2, "is not one of"),
-        (("audit", "--since", "then"), 2, "is no time"),
+        (("audit", "--since", "then"), 2, "is not a time"),
         (("ca", "rotate", "retire"), 3, "the next step is `qanat-server ca rotate add`"),
     ],
 )
@@ -128,11 +128,11 @@ def test_what_is_issued_by_hand_is_known_revoked_and_audited(command: Command, t
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
     assert state_of_newest(command) == "good"
     assert "qanat-server user unrevoke operator" in command("user", "revoke", "operator", "--yes").stdout
-    assert "which was not issued here" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
+    assert "which this server did not issue" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
     told = [line["kind"] for line in command.json("audit")["audit"]]  # type: ignore[attr-defined, index]
     assert told == ["issued", "issued", "issued", "revoked", "issued", "revoked", "revoked"]
     assert "stolen" in command("audit", "--node", "edge1", "--kind", "revoked", "--since", "1h").stdout
-    assert "no such line" in command("audit", "--until", "1h").stdout
+    assert "No line of the audit" in command("audit", "--until", "1h").stdout
 
 
 def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
@@ -165,7 +165,7 @@ def test_tokens_of_before_hold_again_with_the_node(command: Command) -> None:
     made = command.json("token", "create", "--node", "shop-7")["id"]
     said = command("node", "revoke", "shop-7", "--yes").stdout
     assert f"1 open token: {made}" in said
-    assert "nothing that is in use" in command("node", "revoke", "shop-7", "--yes").stdout
+    assert "nothing that this server knows" in command("node", "revoke", "shop-7", "--yes").stdout
     command("node", "unrevoke", "shop-7", "--yes")
     assert f"1 open token: {made}" in command("node", "revoke", "shop-7", code=2).stderr
 
@@ -220,7 +220,7 @@ def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) 
     assert "is for nodes that match shop-*, open, used 0 of 3 times" in said
     assert "is revoked already" in command("token", "revoke", made).stdout
     assert len(command.json("audit", "--kind", "token_revoked")["audit"]) == 1  # type: ignore[arg-type]
-    assert "The step add: makes a new root" in command("ca", "rotate", "add").stdout
+    assert "The step add: creates a new root" in command("ca", "rotate", "add").stdout
     assert "refused without --force, because it cuts off" in command("ca", "rotate", "switch", code=3).stdout
 
 
@@ -228,7 +228,7 @@ def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) 
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
     assert "did you mean edge1?" in command("node", "forget", "edge2", code=1).stderr
     said = command("node", "forget", "edge1").stdout
-    assert "Forgot node edge1. It has 1 good certificate and may attach again" in said
+    assert "Forgot node edge1. It has 1 valid certificate and may attach again" in said
     command("node", "forget", "edge1", "--yes", code=1)
     command("issue", "node", "edge3", "--out", tmp_path / "g.pem")
     assert "Forgot node edge3." in command("node", "forget", "edge3", "--yes").stdout
@@ -313,7 +313,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     assert "The authority is added" in command("ca", "rotate", "add").stdout
     assert len(split_pem(trust.read_bytes())) == 3
     said = command("ca", "rotate", "switch", code=3).stderr
-    assert "1 certificate is from before the new root" in said
+    assert "1 certificate is older than the new root" in said
     assert "user operator" in said
     command("issue", "user", "operator", "--out", tmp_path / "operator.pem")
     assert "user operator" in command("ca", "rotate", "switch", code=3).stderr  # the first is still good
@@ -322,7 +322,7 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
     key = (command.folder / "server.key").read_bytes()
     said = command("ca", "rotate", "switch").stdout
     assert "The authority is switched" in said
-    assert f"open tokens that know the server by another root, make them anew: {pin}" in said
+    assert f"open tokens that name another root of the server, create new ones: {pin}" in said
     new_root = split_pem(load_authority(folder).roots_pem)[0]
     assert is_signed_by(split_pem((command.folder / "server.pem").read_bytes()), new_root)
     assert (command.folder / "server.key").read_bytes() == key
@@ -345,7 +345,7 @@ def test_the_issuing_certificate_alone(command: Command, tmp_path: Path) -> None
     offline = tmp_path / "root-key.pem"
     (command.folder / "ca" / "root-key.pem").rename(offline)
     before = load_authority(command.folder / "ca")
-    assert "bring it back" in command("ca", "rotate", "issuing", code=1).stderr
+    assert "copy it from its offline place" in command("ca", "rotate", "issuing", code=1).stderr
     command("ca", "rotate", "issuing", "--root-key", offline)
     after = load_authority(command.folder / "ca")
     assert after.roots_pem == before.roots_pem

@@ -22,6 +22,6 @@ def test_certificates_that_stay_valid_are_not_listed_among_those_that_end() -> N
     assert heading == "Revoking certificate a1, of user kim ends:"
     assert [row.partition(" until")[0] for row in ends] == ["  1 certificate: a1"]
     assert last == (
-        "These certificates stay valid, because the store does not know what they were renewed from: b2, c3."
-        " To end them as well: qanat-server user revoke kim"
+        "These certificates stay valid, because the store does not know their previous certificates: b2, c3."
+        " To end them too: qanat-server user revoke kim"
     )

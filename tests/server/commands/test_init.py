@@ -216,7 +216,7 @@ def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
         fcntl.flock(journal.fileno(), fcntl.LOCK_EX)
         result = run("init", *NAMES, "--data-dir", tmp_path)
     assert result.exit_code == 2
-    assert "another init is at work" in result.stderr
+    assert "another init is running" in result.stderr
 
 
 def test_a_full_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def test_another_trust_domain_than_the_configured_is_refused(server: Path) -> No
     server.write_text(text)
     result = run("issue", "node", "edge1", "--config", server)
     assert result.exit_code == 2
-    assert "the server would refuse what it issues" in result.stderr
+    assert "the server would refuse its certificates" in result.stderr
 
 
 def test_a_missing_server_certificate_is_named(server: Path) -> None:

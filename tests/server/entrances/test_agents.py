@@ -97,7 +97,7 @@ async def test_a_flood_is_cut_and_its_certificate_refused_for_a_while(
             with contextlib.suppress(OSError), await rogue.dial() as connection:
                 await trio.to_thread.run_sync(_read_to_end, connection)
             await _until_refused(site, 2)
-            assert "may come again in" in site.refused[1].detail
+            assert "accepts it again in" in site.refused[1].detail
 
 
 async def test_the_time_of_refusal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ async def test_thousands_of_silent_connections_leave_room_and_descriptors() -> N
 async def test_unauthenticated_connections_leave_most_descriptors_to_others() -> None:
     async with trio.open_nursery() as nursery:
         reporter: Any = None  # nothing is refused
-        listeners = OpenListeners(ListenerLimits(), reporter, nursery, most_agents=5000, descriptors=1024)
+        listeners = OpenListeners(ListenerLimits(), reporter, nursery, max_agents=5000, descriptors=1024)
         admission = listeners._admission(agents.ENTRANCE)
         admitted = 0
         with pytest.raises(Exception, match="are not authenticated yet"):
@@ -181,7 +181,7 @@ async def test_a_connection_without_a_call_is_closed(tmp_path: Path, monkeypatch
 async def test_of_many_connections_of_one_certificate_the_oldest_is_closed(tmp_path: Path) -> None:
     async with open_site() as site:
         rogue = Rogue(site, tmp_path, pki.node_leaf("edge-2"))
-        connections = [await rogue.dial() for _ in range(agents.CONNECTIONS_OF_A_CERTIFICATE + 1)]
+        connections = [await rogue.dial() for _ in range(agents.MAX_CONNECTIONS_PER_CERTIFICATE + 1)]
         await trio.to_thread.run_sync(_read_to_end, connections[0])
         for connection in connections[1:]:
             connection.sendall(http2.frame(http2.PING, 0, 0, struct.pack(">Q", 1)))

@@ -78,7 +78,7 @@ class Site:
     @property
     def opener(self) -> Opener:
         return Opener(
-            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, standing=self.door.standing
+            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.standing
         )
 
     async def attach(self, **said: object) -> Agent:
@@ -116,7 +116,7 @@ class Site:
             "https",
             [ConnectEntrance(self.opener).section()],
             identify=identify,
-            standing=self.door.standing,
+            credential_watch=self.door.standing,
             records=self.records,
             limits=HeadLimits(),
             users=None,

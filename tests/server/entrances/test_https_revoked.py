@@ -80,7 +80,9 @@ async def open_door(folder: Path) -> AsyncIterator[Door]:
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
         edge.standing = standing
-        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, standing=standing)
+        edge.opener = Opener(
+            edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=standing
+        )
         front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
         handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)

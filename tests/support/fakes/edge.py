@@ -100,7 +100,7 @@ class Edge:
             entrance,
             sections,
             identify=identify,
-            standing=self.standing,
+            credential_watch=self.standing,
             records=self.records,
             limits=HeadLimits(),
             users=users,
@@ -149,7 +149,7 @@ async def open_edge(
     audit = list[AuditLine]()
     records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
     standing = credential_watch(revoked)
-    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, standing=standing)
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=standing)
     followers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:

@@ -1,1 +1,1 @@
-"""The ``web`` entrance: dashboards of edge nodes in a browser, each under a virtual host of its own."""
+"""The ``web`` entrance: HTTP services of nodes in a browser, each under its own virtual host."""

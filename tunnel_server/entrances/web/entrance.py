@@ -1,4 +1,4 @@
-"""From a virtual host to a service of a node: ``service--alias.domain``, and the index at the domain."""
+"""Virtual hosts of services: ``service--alias.domain`` leads to a node's service, the domain to the index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENTRANCE = "web"
 
 
 class WebEntrance:
-    """Serves browsers. ``domain`` is what virtual hosts end in; ``localhost`` always works too."""
+    """Serve browsers. ``domain`` is the parent of all virtual hosts; ``localhost`` always works too."""
 
     def __init__(self, opener: Opener, domain: str, limits: HeadLimits) -> None:
         self._opener = opener
@@ -32,10 +32,10 @@ class WebEntrance:
         self._limits = limits
 
     async def serve(self, accepted: AcceptedConnection) -> None:
-        """Serves one browser's connection to its end."""
-        accepted.ticket.authenticated()  # loopback only: who is here is on this machine
+        """Serve one browser's connection to its end."""
+        accepted.ticket.authenticated()  # On loopback every client is on this machine.
 
-        def note(refused: Refused) -> None:
+        def record(refused: Refused) -> None:
             if not isinstance(refused, NotOpened):
                 refused.who = {"user": self._user().name}
                 self._opener.records.refused(ENTRANCE, accepted.source, refused)
@@ -46,10 +46,10 @@ class WebEntrance:
             except Refused as refused:
                 if http.has_answered or not wants_html(request.headers):
                     raise
-                note(refused)
+                record(refused)
                 await send_page(http, refused.reason.status, error_page(refused), refused)
 
-        await serve_http(accepted.stream, handle, self._limits, on_refused=note)
+        await serve_http(accepted.stream, handle, self._limits, on_refused=record)
 
     async def _answer(self, http: HttpConnection, request: h11.Request, address: str) -> None:
         check_web_request(request)
@@ -58,9 +58,9 @@ class WebEntrance:
         if not web_host.alias:
             await self._send_index(http, request, host)
             return
-        wish = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
-        source, peer = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wish.route.node}"
-        await Exchange(http, request, source, peer).run(self._opener, wish)
+        wanted = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
+        source, target = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wanted.route.node}"
+        await Exchange(http, request, source, target).run(self._opener, wanted)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain)
@@ -81,7 +81,10 @@ class WebEntrance:
 
 
 def _refuse_unbrowsable(node: Node, service: str) -> None:
-    """A service that the agent did not announce is left to the agent, whose refusal knows the cure."""
+    """Raise ``Refused`` for a service that the agent announced as plain TCP.
+
+    A service that the agent did not announce passes, because the agent's own refusal names the cure.
+    """
     services = node.session.services if node.session else ()
     if any(known.name == service and known.protocol == "tcp" for known in services):
         raise Refused(
@@ -92,7 +95,7 @@ def _refuse_unbrowsable(node: Node, service: str) -> None:
 
 
 def refuse_open_web(listen: Sequence[str]) -> None:
-    """Raises ``CannotListen`` for an address beyond loopback."""
+    """Raise ``CannotListen`` for an address beyond loopback."""
     for address in listen:
         if not is_loopback_listen(address):
             raise CannotListen(

@@ -1,4 +1,4 @@
-"""The pages that the web entrance itself shows: refusals and the index. Whole in one answer, no assets."""
+"""Pages of the web entrance itself: refusals and the index. Each is one answer without further assets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STYLE = (
 
 
 def error_page(refused: Refused) -> str:
-    """What a person sees of a refusal: status, sentence, and the word to look up or report."""
+    """Return the HTML of a refusal: status, sentence, and the reason's word to look up or report."""
     status = refused.reason.status
     title = f"{status} {_status_name(status)}"
     return _page(
@@ -41,52 +41,59 @@ def _status_name(status: int) -> str:
     try:
         return status_names.HTTPStatus(status).phrase
     except ValueError:
-        return "Client Closed Request"  # 499, nginx's word for it
+        return "Client Closed Request"  # nginx's phrase for 499.
 
 
 def index_page(nodes: Nodes, host: str, domain: str) -> str:
-    """The nodes with links to what they publish for browsers; ``host`` is the request's, for the port."""
+    """Return the HTML of all nodes with links to their HTTP services.
+
+    ``host`` is the ``Host`` of the request. Its port appears in the links.
+    """
     known = nodes.all()
-    place = _place(host, domain)
-    items = "".join(_node_item(nodes, node, place) for node in known[:MAX_LISTED])
+    parent = _parent_host(host, domain)
+    items = "".join(_node_item(nodes, node, parent) for node in known[:MAX_LISTED])
     left_out = len(known) - MAX_LISTED
     more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
-    note = _LOCALHOST_NOTE if place.partition(":")[0] == "localhost" and "<a " in items else ""
-    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else _NOTHING_YET
+    note = _LOCALHOST_NOTE if parent.partition(":")[0] == "localhost" and "<a " in items else ""
+    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else _NO_NODES
     return _page("Nodes", f"<h1>Nodes</h1>{body}")
 
 
-_NOTHING_YET = (
-    "<p>No node is known yet. Make a token for one: <code>qanat-server token create --node NAME</code>.</p>"
+_NO_NODES = (
+    "<p>No node is known yet. Create a token for a new node: "
+    "<code>qanat-server token create --node NAME</code>.</p>"
 )
 
 
 _LOCALHOST_NOTE = (
-    "<p><small>Browsers and curl resolve these names by themselves. For other programs name the host apart: "
-    "<code>wget --header='Host: NAME' http://127.0.0.1:PORT/</code></small></p>"
+    "<p><small>Browsers and curl resolve these names by themselves. For other programs, pass the name as a "
+    "header: <code>wget --header='Host: NAME' http://127.0.0.1:PORT/</code></small></p>"
 )
 
 
-def _place(host: str, domain: str) -> str:
-    """What the virtual hosts end in: the name and port that the browser used, unless that is an address."""
+def _parent_host(host: str, domain: str) -> str:
+    """Return the parent of all virtual hosts, with the browser's port.
+
+    The parent is the name that the browser used, or ``domain`` if the browser used an address.
+    """
     name, colon, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
     name = name.lower().removesuffix(".")
     return (name if name in (domain, "localhost") else domain) + colon + port
 
 
-def _node_item(nodes: Nodes, node: Node, place: str) -> str:
+def _node_item(nodes: Nodes, node: Node, parent: str) -> str:
     name = html.escape(node.name)
     if node.session is None:
-        return f'<li class="gone">{name} <small>{_why_gone(nodes, node)}</small></li>'
+        return f'<li class="gone">{name} <small>{_why_absent(nodes, node)}</small></li>'
     links = [
-        _link(f"http://{service.name}{SEPARATOR}{node.alias}.{place}/", service.name)
+        _link(f"http://{service.name}{SEPARATOR}{node.alias}.{parent}/", service.name)
         for service in node.session.services
         if service.protocol in ("http", "https")
     ]
     return f"<li>{name}: {', '.join(links) or '<small>publishes nothing for browsers</small>'}</li>"
 
 
-def _why_gone(nodes: Nodes, node: Node) -> str:
+def _why_absent(nodes: Nodes, node: Node) -> str:
     state = "revoked" if nodes.is_revoked(node.name) else "not attached"
     if node.last_seen_at is None:
         return f"{state}, has never attached"
@@ -106,7 +113,7 @@ def _page(title: str, body: str) -> str:
 
 
 async def send_page(http: HttpConnection, status: int, page: str, refused: Refused | None = None) -> None:
-    """Answers with a page; a refusal's word goes along as a header, its sentence as the reason phrase."""
+    """Send a page. For a refusal, its word is in a header and its sentence in the reason phrase."""
     reason, extra = "OK", []
     if refused is not None:
         reason, extra = reason_phrase(refused), [(REASON_HEADER, refused.reason.word)]
