@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--json] [ROW...]`: measures the product beside its baselines."""
+"""`python -m bench [--quick] [--json] [ROW...]`: measure the product beside its baselines."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from bench.world import World, open_world
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @click.argument("rows", nargs=-1, metavar="[ROW]...")
 def main(quick: bool, as_json: bool, rows: tuple[str, ...]) -> None:
-    """Measures the tunnel as ratios against bare grpc.aio, ssh -R and no tunnel at all.
+    """Measure the tunnel as ratios against bare grpc.aio, ssh -R and no tunnel at all.
 
-    ROW is a figure (download_vs_grpc) or a family (bulk); none means all. A missed floor is shown
-    and is no error; the exit code is 1 only when something could not be measured. The rows of a thin link
-    need root and network namespaces; without these they are skipped by name. The family paths counts the
-    calls and files that one byte and one connection take; `python -m bench.paths` lists the functions.
+    ROW is a figure (download_vs_grpc) or a family (bulk); without ROW all are measured. A missed floor is
+    shown and is not an error; the exit code is 1 only if a figure cannot be measured. The rows of a thin
+    link need root and network namespaces; without these they are skipped by name. The family paths counts
+    the calls and files that one byte and one connection take; `python -m bench.paths` lists the functions.
     """
     report = Report(quick)
     families = _chosen(rows)
     _raise_descriptor_limit()
     if not as_json:
         click.echo(describe_machine())
-    # Whoever ends us by SIGTERM gets the same tidy end as by Ctrl-C: no namespace, no process is left.
+    # SIGTERM ends the bench like Ctrl-C, so that no namespace and no process is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     with (
@@ -69,19 +69,19 @@ def _chosen(rows: Sequence[str]) -> list[str]:
 
 def _measure_all(families: Sequence[str], world: World, report: Report) -> None:
     with _beside(world) as pool:
-        waiting: list[Future[None]] = []
+        in_background: list[Future[None]] = []
         for family in families:
             if family in BESIDE_OTHERS:
-                waiting.append(pool.submit(_measure, family, world, report))
+                in_background.append(pool.submit(_measure, family, world, report))
             else:
                 _measure(family, world, report)
-        for beside in waiting:
-            beside.result()
+        for future in in_background:
+            future.result()
 
 
 @contextlib.contextmanager
 def _beside(world: World) -> Iterator[ThreadPoolExecutor]:
-    """For what is measured beside other rows; if those end early, it does too."""
+    """Threads for the rows that are measured beside others. An early end of the others ends these rows."""
     with ThreadPoolExecutor() as pool:
         try:
             yield pool
@@ -101,7 +101,7 @@ def _measure(family: str, world: World, report: Report) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """The load and its children (they inherit it) hold many sockets."""
+    """Raise the limit for the load and its children, which hold many sockets."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,8 +1,8 @@
-"""Many light agents in one process: each a real session over its own TLS connection, and nothing more.
+"""Many light agents in one process, each with a session over its own TLS connection.
 
 `python -m bench.attachers FOLDER SERVER` attaches one agent for each bundle in FOLDER, prints a line
-when all are attached, and stays. They attach, ping and resume as any agent does; every target of theirs
-is an echo.
+when all are attached, and keeps running. The agents attach, ping and resume like any agent. Each of their
+targets is an echo.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from tunnel_core.carrier.asyncio_bridge import Bridge, open_bridge
 from tunnel_core.limits import Limits
 from tunnel_core.streams.tunnel_stream import TunnelStream
 
-_AT_ONCE = 16
-"""Handshakes under way together: the server's queue, not ours, is not what is measured."""
+_MAX_HANDSHAKES = 16
+"""Limit of handshakes under way, because the bench does not measure the server's queue of handshakes."""
 _CONNECT_SECONDS = 10.0
 _PIECE_BYTES = 64 << 10
 
 
 async def attach_all(bundles: list[Path], server: str) -> None:
-    turns = trio.CapacityLimiter(_AT_ONCE)
+    """Attach an agent for each bundle, print their number, and run until cancelled."""
+    limiter = trio.CapacityLimiter(_MAX_HANDSHAKES)
     async with open_bridge() as bridge, trio.open_nursery() as nursery:
         async with trio.open_nursery() as attaching:
             for path in bundles:
-                attaching.start_soon(_attach, bridge, read_bundle(path), server, turns, nursery)
+                attaching.start_soon(_attach, bridge, read_bundle(path), server, limiter, nursery)
         sys.stdout.write(json.dumps(len(bundles)) + "\n")
         sys.stdout.flush()
         await trio.sleep_forever()
 
 
 async def _attach(
-    bridge: Bridge, bundle: Bundle, server: str, turns: trio.CapacityLimiter, nursery: trio.Nursery
+    bridge: Bridge, bundle: Bundle, server: str, limiter: trio.CapacityLimiter, nursery: trio.Nursery
 ) -> None:
     connector = Connector(
         bridge,
@@ -52,19 +53,19 @@ async def _attach(
         on_open=lambda stream: nursery.start_soon(echo, stream),
         on_state_change=lambda _: None,
     )
-    async with turns:
+    async with limiter:
         await nursery.start(_stay, connector, server)
 
 
 async def _stay(connector: Connector, server: str, task_status: trio.TaskStatus[None]) -> None:
-    async with connector.open_link(server) as link:
+    async with connector.open_link(server) as session:
         task_status.started()
-        await link.wait_ended()
-    raise SystemExit(f"{link.node} lost its session: {link.ended}")
+        await session.wait_ended()
+    raise SystemExit(f"{session.node} lost its session: {session.ended}")
 
 
 async def echo(stream: TunnelStream) -> None:
-    """A target inside the agent: sends back what comes, until the user ends it."""
+    """Serve a stream as a target inside the agent: send back all data until the user ends the stream."""
     stream.accept("here")
     with contextlib.suppress(trio.BrokenResourceError):
         async with stream:

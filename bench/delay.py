@@ -1,7 +1,7 @@
-"""A TCP relay that keeps every byte for a fixed time each way: a long line without a rate limit.
+"""TCP relay that delays every byte by a fixed time in each direction: a long line without a rate limit.
 
-`python -m bench.delay PORT SECONDS` prints the port it listens on. Threads and blocking sockets:
-`time.sleep` is exact to about 0.1 ms, which an epoll time-out in milliseconds is not.
+`python -m bench.delay PORT SECONDS` relays to PORT and prints the port on which it listens. The relay uses
+threads and blocking sockets, because `time.sleep` is exact to about 0.1 ms, but an epoll timeout to 1 ms.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bench.processes import module
 
 _READ_BYTES = 256 << 10
 _CHUNKS_UNDERWAY = 16384
-"""What the line holds at most, in reads: far above bandwidth times delay here, and still a bound."""
+"""Most reads that the line holds: far above bandwidth times delay here, and still a bound."""
 _Line: TypeAlias = "queue.Queue[tuple[float, bytes]]"
 
 
 def carry(source: socket.socket, sink: socket.socket, delay_seconds: float) -> None:
-    """Starts one direction; its end is passed on like its bytes."""
+    """Start one direction in two threads. The end of the data is delayed like the data."""
     line: _Line = queue.Queue(_CHUNKS_UNDERWAY)
-    threading.Thread(target=_take_in, args=(source, line, delay_seconds), daemon=True).start()
-    threading.Thread(target=_give_out, args=(line, sink), daemon=True).start()
+    threading.Thread(target=_receive, args=(source, line, delay_seconds), daemon=True).start()
+    threading.Thread(target=_send, args=(line, sink), daemon=True).start()
 
 
-def _take_in(source: socket.socket, line: _Line, delay_seconds: float) -> None:
+def _receive(source: socket.socket, line: _Line, delay_seconds: float) -> None:
     data = b"?"
     while data:
         try:
@@ -43,7 +43,7 @@ def _take_in(source: socket.socket, line: _Line, delay_seconds: float) -> None:
         line.put((time.monotonic() + delay_seconds, data))
 
 
-def _give_out(line: _Line, sink: socket.socket) -> None:
+def _send(line: _Line, sink: socket.socket) -> None:
     try:
         while True:
             due, data = line.get()
@@ -57,6 +57,7 @@ def _give_out(line: _Line, sink: socket.socket) -> None:
 
 
 def serve(listener: socket.socket, port: int, delay_seconds: float) -> None:
+    """Relay each accepted connection to ``port`` on loopback, for ever."""
     while True:
         near, _ = listener.accept()
         far = socket.create_connection(("127.0.0.1", port))
@@ -68,7 +69,7 @@ def serve(listener: socket.socket, port: int, delay_seconds: float) -> None:
 
 @contextlib.contextmanager
 def maybe_delayed(port: int, delay_seconds: float, log: Path) -> Iterator[int]:
-    """The port to use instead of `port`: a relay's, or itself when there is no delay."""
+    """Yield the port of a relay to `port`, or `port` itself without a delay."""
     if not delay_seconds:
         yield port
         return

@@ -1,7 +1,7 @@
-"""Counts what a link carries while nobody uses it: a few packets every now and then.
+"""Count the bytes on an idle link, which carries a few packets at long intervals.
 
-Counted from just after one exchange to just after a later one, so that a window of minutes is exact
-whatever the interval of the pings is.
+A count begins just after one exchange and ends just after a later one. So a window of minutes is exact for
+any interval of the pings.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import NamedTuple
 from bench.load import LoadError
 
 PAUSE_SECONDS = 1.0
-"""Silence for so long ends an exchange."""
+"""Silence of this length ends an exchange."""
 SETTLED_SECONDS = 5.0
-"""The attach, and what TLS and HTTP/2 say once only."""
+"""Time for the attach and for the single messages of TLS and HTTP/2."""
 WINDOW_SECONDS = {"default": 150.0, "metered": 420.0}
-"""By profile: two pings at least, which come every 15 and every 200 s."""
-_LOOK_SECONDS = 0.1
+"""By profile. A window has at least two pings, which come every 15 s and every 200 s."""
+_POLL_SECONDS = 0.1
 
 
 class Count(NamedTuple):
-    """Between two exchanges."""
+    """Time and bytes between two exchanges."""
 
     seconds: float
     bytes: int
@@ -40,22 +40,23 @@ def count_exchanges(
     *,
     pause_seconds: float = PAUSE_SECONDS,
 ) -> Count:
-    """Whole exchanges within ``seconds``: from the end of the first to the end of the last.
+    """Count the bytes from the end of the first exchange within ``seconds`` to the end of the last.
 
-    ``carried`` says how many bytes there were so far.
+    ``carried`` returns the link's byte count. ``ended`` stops the count early. Raises ``LoadError`` if there
+    are fewer than two exchanges.
     """
     ends: list[Count] = []
     start = changed_at = time.monotonic()
     first = total = carried()
     pending = False
     while (now := time.monotonic()) < start + seconds:
-        if (found := carried()) != total:
-            changed_at, total, pending = now, found, True
+        if (current := carried()) != total:
+            changed_at, total, pending = now, current, True
         elif pending and now - changed_at > pause_seconds:
             ends.append(Count(changed_at - start, total - first))
             pending = False
-        if ended.wait(min(_LOOK_SECONDS, pause_seconds / 4)):
+        if ended.wait(min(_POLL_SECONDS, pause_seconds / 4)):
             break
     if len(ends) < 2:
-        raise LoadError(f"{len(ends)} exchanges in {seconds:g} s: there is nothing to count between")
+        raise LoadError(f"{len(ends)} exchanges in {seconds:g} s: a count needs two")
     return Count(ends[-1].seconds - ends[0].seconds, ends[-1].bytes - ends[0].bytes)

@@ -1,4 +1,4 @@
-"""The figures: what each means, its floor and its goal, and which way is better."""
+"""Figures of the bench, each with its meaning, floor, goal and better direction."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
+    """One figure. ``what`` is its description with the unit."""
+
     key: str
     what: str
     floor: float
@@ -14,6 +16,7 @@ class Figure:
     higher_is_better: bool
 
     def reaches(self, value: float, bar: float) -> bool:
+        """Whether ``value`` is at least as good as ``bar``."""
         return value >= bar if self.higher_is_better else value <= bar
 
 
@@ -40,7 +43,7 @@ FIGURES = {
         Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
         Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
         Figure(
-            "fleet_resume_seconds", "until the last of a fleet that lost its link is back, s", 10, 4, _DOWN
+            "fleet_resume_seconds", "until the last agent of a fleet without link is back, s", 10, 4, _DOWN
         ),
         Figure("keystroke_extra_ms", "echo p99 less round trip, worst load, 20 Mbit/s", 80, 30, _DOWN),
         Figure("keystroke_extra_ms_thin", "the same at 2 Mbit/s and 300 ms", 400, 150, _DOWN),
@@ -51,7 +54,7 @@ FIGURES = {
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
-"""By their keys in `--json`. Floors are what a release must reach; goals are what we want."""
+"""Figures by their keys in `--json`. A release must reach the floors; the goals are wishes."""
 
 FAMILIES = {
     "idle": ("agent_rss_mib", "stream_kib"),
@@ -72,4 +75,4 @@ FAMILIES = {
 """Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""
 
 BESIDE_OTHERS = {"idle_link"}
-"""Measured beside those that follow: it takes minutes, and disturbs nobody, as nobody disturbs it."""
+"""Families that run beside the following ones, because they take minutes and use almost no processor time."""

@@ -1,9 +1,9 @@
-"""What a person feels: echoes sent at a steady pace, whether or not the last one came back, beside bulk.
+"""Keystrokes beside bulk: echoes at a steady pace, sent whether or not the previous echo has arrived.
 
-A load that waits for each answer before it sends the next would measure a stalled second once; a person
-who types feels it in every key of that second.
+A load that waits for each answer before the next message would measure a stalled second only once. A person
+who types notices the stall in every key of the second.
 
-Threads of plain sockets: what is measured here is a thin link, which one Python process fills easily.
+The load uses threads and plain sockets, because it measures thin links, which one Python process fills.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.load import ENDLESS, MESSAGE, MIB, PATIENCE_SECONDS, Dial, LoadError, echo_once
+from bench.load import ENDLESS, MESSAGE, MIB, TIMEOUT_SECONDS, Dial, LoadError, echo_once
 from bench.target import COUNT
 
 KEY_BYTES = 64
@@ -27,15 +27,15 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def keystrokes(
-    connect: Dial, seconds: float, interval: float = 0.1, *, patience_seconds: float = PATIENCE_SECONDS
+    connect: Dial, seconds: float, interval: float = 0.1, *, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> list[float]:
-    """Round trips of 64-byte echoes, one begun each ``interval`` on a new connection, in their order."""
+    """Return round trips (seconds) of 64-byte echoes, one every ``interval`` seconds on a new connection."""
     with connect() as sock:
-        return Typist(sock, interval).type_for(seconds, patience_seconds)
+        return Typist(sock, interval).type_for(seconds, timeout_seconds)
 
 
 class Typist:
-    """One who types on an open echo connection."""
+    """A user who types on an open echo connection, a key every ``interval`` seconds."""
 
     def __init__(self, sock: socket.socket, interval: float = 0.1) -> None:
         self._sock = sock
@@ -44,32 +44,35 @@ class Typist:
         self._times: list[float] = []
         self._received = b""
 
-    def type_for(self, seconds: float, patience_seconds: float = PATIENCE_SECONDS) -> list[float]:
-        """The time of every key begun now. Raises ``LoadError`` if an echo is missing or another's."""
+    def type_for(self, seconds: float, timeout_seconds: float = TIMEOUT_SECONDS) -> list[float]:
+        """Type for ``seconds`` and return the round trip of every key, in seconds.
+
+        Raises ``LoadError`` if an echo is missing after ``timeout_seconds``, or out of order.
+        """
         start = time.monotonic()
-        already = len(self._sent)
+        earlier = len(self._sent)
         for number in range(max(1, round(seconds / self._interval))):
             self._read_until(start + number * self._interval)
             self._press()
-        end = time.monotonic() + patience_seconds
+        end = time.monotonic() + timeout_seconds
         while len(self._times) < len(self._sent):
             if not self._read_once(end):
                 missing = len(self._sent) - len(self._times)
                 raise LoadError(
-                    f"{missing} of {len(self._sent)} keys have no echo after {patience_seconds:g} s"
+                    f"{missing} of {len(self._sent)} keys have no echo after {timeout_seconds:g} s"
                 )
-        return self._times[already:]
+        return self._times[earlier:]
 
     def _press(self) -> None:
         self._sent.append(time.monotonic())
         self._sock.sendall(_NUMBER.pack(len(self._sent) - 1))
 
-    def _read_until(self, moment: float) -> None:
-        while self._read_once(moment):
+    def _read_until(self, deadline: float) -> None:
+        while self._read_once(deadline):
             continue
 
     def _read_once(self, deadline: float) -> bool:
-        """Whether there was something to read before the deadline."""
+        """Read once; whether data arrived before the deadline."""
         readable, _, _ = select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))
         if not readable:
             return False
@@ -88,22 +91,24 @@ class Typist:
 
 
 class Meter:
-    """Counts what arrives, wherever it is counted."""
+    """Counts bytes that arrive, from any number of threads."""
 
     def __init__(self) -> None:
         self._bytes = 0
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
+        """Count ``count`` more bytes."""
         with self._lock:
             self._bytes += count
 
     @property
     def bytes(self) -> int:
+        """Bytes so far."""
         return self._bytes
 
     def rate(self, seconds: float) -> float:
-        """Bytes per second over the next ``seconds``."""
+        """Return the bytes per second over the next ``seconds``. Blocks."""
         before, start = self.bytes, time.monotonic()
         time.sleep(seconds)
         return (self.bytes - before) / (time.monotonic() - start)
@@ -111,88 +116,88 @@ class Meter:
 
 @contextlib.contextmanager
 def opened(connect: Dial, count: int) -> Iterator[list[socket.socket]]:
-    """``count`` connections, before anything makes the link slow."""
+    """Open ``count`` connections, before a load makes the link slow."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect()) for _ in range(count)]
 
 
 @contextlib.contextmanager
 def downloads(socks: Sequence[socket.socket]) -> Iterator[Meter]:
-    """Endless downloads from a ``source`` target; yields the meter of what came. Closes its sockets."""
+    """Run endless downloads from a ``source`` target; yield their meter. Closes ``socks`` at the end."""
     meter = Meter()
     for sock in socks:
         sock.sendall(COUNT.pack(ENDLESS))
-    with _busy(socks, *(functools.partial(_receive, sock, meter) for sock in socks)):
+    with _threads(socks, *(functools.partial(_receive, sock, meter) for sock in socks)):
         yield meter
 
 
 @contextlib.contextmanager
 def uploads(socks: Sequence[socket.socket]) -> Iterator[None]:
-    """Endless uploads; only their target knows what has arrived: ``sink`` counts it. Resets its sockets."""
+    """Run endless uploads. The meter of ``sink`` counts what arrives. Resets ``socks`` at the end."""
     for sock in socks:
-        # Else the megabytes that the kernel took in would keep a thin link busy for many seconds more.
+        # Without a reset, megabytes in the kernel's buffers keep a thin link busy for many seconds.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    with _busy(socks, *(functools.partial(_send, sock) for sock in socks)):
+    with _threads(socks, *(functools.partial(_send, sock) for sock in socks)):
         yield
 
 
 @contextlib.contextmanager
 def echoes(socks: Sequence[socket.socket], pause_seconds: float = 0.1) -> Iterator[Meter]:
-    """A message there and back, then a pause, for ever; yields the meter of what came back. Closes them."""
+    """Repeat an echo and a pause; yield the meter of the echoed bytes. Closes ``socks`` at the end."""
     meter = Meter()
-    with _busy(socks, *(functools.partial(_echo, sock, meter, pause_seconds) for sock in socks)):
+    with _threads(socks, *(functools.partial(_echo, sock, meter, pause_seconds) for sock in socks)):
         yield meter
 
 
 @contextlib.contextmanager
 def sink(listener: socket.socket) -> Iterator[Meter]:
-    """A target in this process, which throws away what comes; its meter may be read at any time."""
+    """Run a target in this process that discards all data; yield its meter."""
     meter = Meter()
     with contextlib.ExitStack() as stack:
 
         def accept() -> None:
-            with contextlib.suppress(OSError):  # its end
+            with contextlib.suppress(OSError):  # the listener is closed
                 while True:
                     sock, _ = listener.accept()
-                    stack.enter_context(_busy([sock], functools.partial(_take_in, sock, meter)))
+                    stack.enter_context(_threads([sock], functools.partial(_discard, sock, meter)))
 
-        stack.enter_context(_busy([listener], accept))
+        stack.enter_context(_threads([listener], accept))
         yield meter
 
 
 @contextlib.contextmanager
 def foreign_flow(sender: socket.socket, receiver: socket.socket) -> Iterator[Meter]:
-    """Bulk over a connection outside the tunnel, such as any other program at the edge has."""
+    """Run bulk over a connection outside the tunnel, like another program at the edge; yield its meter."""
     meter = Meter()
-    with _busy(
+    with _threads(
         [sender, receiver], functools.partial(_send, sender), functools.partial(_receive, receiver, meter)
     ):
         yield meter
 
 
 @contextlib.contextmanager
-def _busy(socks: Sequence[socket.socket], *works: Callable[[], None]) -> Iterator[None]:
-    """Each work in a thread; they end because at the end their sockets do."""
-    threads = [threading.Thread(target=work, daemon=True) for work in works]
+def _threads(socks: Sequence[socket.socket], *functions: Callable[[], None]) -> Iterator[None]:
+    """Run each function in a thread. The end of the block closes ``socks``, which ends the threads."""
+    threads = [threading.Thread(target=function, daemon=True) for function in functions]
     for thread in threads:
         thread.start()
     try:
         yield
     finally:
         for sock in socks:
-            _end(sock)
+            _close(sock)
         for thread in threads:
-            thread.join(PATIENCE_SECONDS)
+            thread.join(TIMEOUT_SECONDS)
 
 
-def _end(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may have ended by itself
-        sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in it, which close does not
+def _close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the connection may have ended already
+        sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for the socket; close does not
     sock.close()
 
 
-def _take_in(sock: socket.socket, meter: Meter) -> None:
-    """As a target does: its half ends with the sender's, so that no stream is left half-open."""
+def _discard(sock: socket.socket, meter: Meter) -> None:
+    """Discard all data, then close, so that no stream stays half-open."""
     with sock:
         _receive(sock, meter)
 
@@ -205,7 +210,7 @@ def _receive(sock: socket.socket, meter: Meter) -> None:
 
 
 def _echo(sock: socket.socket, meter: Meter, pause_seconds: float) -> None:
-    with contextlib.suppress(OSError, LoadError):  # its end
+    with contextlib.suppress(OSError, LoadError):  # the socket is closed
         while True:
             echo_once(sock)
             meter.add(len(MESSAGE))

@@ -1,4 +1,4 @@
-"""Systems over an emulated link: the server in the cloud, agent and targets behind a NAT at the edge."""
+"""Systems over an emulated link: the server in the cloud, the agent and targets behind a NAT at the edge."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.support.net.emulated import TOOLS, Emulated, emulated, may_emulate
 from tests.support.net.namespaces import CommandFailed, may_build
 
 S = TypeVar("S", bound=System, covariant=True)
-_trying = threading.Lock()
-"""Rows are measured beside each other, and two tries would be in each other's way."""
-ONLY_WHOLE = "takes minutes: left out of the quick form"
+_try_lock = threading.Lock()
+"""Rows are measured beside each other, and two tries at once would disturb each other."""
+ONLY_WHOLE = "takes minutes: not part of a quick run"
 
 
 class Starting(Protocol[S]):
-    """What starts a system, such as `qanat.running`."""
+    """Function that starts a system, such as `qanat.running`."""
 
     def __call__(
         self, targets: Mapping[str, int], folder: Path, *, ends: Ends
@@ -38,6 +38,8 @@ class Starting(Protocol[S]):
 
 @dataclass(frozen=True)
 class Link:
+    """An emulated link, with the targets' ports by role."""
+
     net: Emulated
     targets: Mapping[str, int]
 
@@ -46,13 +48,14 @@ class Link:
         return Ends(self.net.cloud, self.net.edge, self.net.network.cloud_address)
 
     def set(self, line: Line, queue_seconds: float) -> None:
+        """Set rate and delay, and the length of the queue in seconds at that rate."""
         self.net.set(rate=line.rate, delay_seconds=line.delay_seconds, queue_seconds=queue_seconds)
 
     @contextlib.contextmanager
     def running(self, start: Starting[S], folder: Path) -> Iterator[tuple[S, Meter]]:
-        """A fresh system, as a connection that is there already remembers the link as it was before.
+        """Start a new system, because an older connection remembers the link's former rate and delay.
 
-        The `sink` of its targets is in this process: what has arrived there is in the meter at once.
+        The target `sink` runs in this process, so the yielded meter counts its bytes at once.
         """
         with self.net.edge.entered():
             listener = socket.create_server(("127.0.0.1", 0))
@@ -63,7 +66,7 @@ class Link:
 
 @contextlib.contextmanager
 def open_link(world: World) -> Iterator[Link]:
-    """Without any limit of rate or delay."""
+    """Open a link without limits of rate and delay. Raises `BenchError`."""
     try:
         with (
             emulated() as net,
@@ -75,7 +78,7 @@ def open_link(world: World) -> Iterator[Link]:
 
 
 def can_measure(world: World, *keys: str, quick: bool = False) -> bool:
-    """Whether these rows can be measured; if not, they are skipped by name. `quick`: also in that form."""
+    """Whether these rows can be measured; if not, note them as skipped. `quick`: also in a quick run."""
     reason = _missing() or ("" if quick or world.plan.whole else ONLY_WHOLE)
     if reason:
         world.skipped.update(dict.fromkeys(keys, reason))
@@ -83,20 +86,20 @@ def can_measure(world: World, *keys: str, quick: bool = False) -> bool:
 
 
 def _missing() -> str:
-    """What an emulated link needs and is not here, as a sentence; empty when all is there."""
+    """Return what is missing for an emulated link, as a sentence; empty if nothing is missing."""
     if not may_build():
         return "needs root, for network namespaces"
     if absent := [name for name in TOOLS if not shutil.which(name)]:
         return f"{' and '.join(absent)} not found: needed for network namespaces"
     if not may_emulate():
         return "needs /dev/net/tun"
-    with _trying:
-        return _refused()
+    with _try_lock:
+        return _try_to_emulate()
 
 
 @functools.cache
-def _refused() -> str:
-    """Root in a container may be refused what root may do elsewhere: only trying tells."""
+def _try_to_emulate() -> str:
+    """Try to emulate a link; return the error, because root in a container may lack the rights."""
     try:
         with emulated():
             return ""

@@ -1,8 +1,8 @@
-"""The load: raw sockets in blocking calls or one epoll loop, in the bench's own process.
+"""Load of the bench: raw sockets in blocking calls or one epoll loop, in the bench's own process.
 
-Plain Python is enough: direct on loopback this moves several GiB/s and more than 100,000 echoes/s,
-ten times what any tunnel here reaches, and a C program would need a compiler on the user's machine.
-`direct` is a row of every run, so the head-room is seen and not believed.
+Plain Python is enough. Direct on loopback it moves several GiB/s and more than 100,000 echoes/s, ten times
+the rate of any tunnel here. A C program would need a compiler on the user's machine. Every run has the row
+`direct`, so the head-room is measured.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bench.target import COUNT
 
 
 class Dial(Protocol):
-    """Opens a new connection to one target, through one system. The socket blocks, with a deadline."""
+    """Opens a new connection to one target through one system. The socket blocks, 60 s at most."""
 
     def __call__(self, *, receive_bytes: int = 0) -> socket.socket:
-        """`receive_bytes`: what the kernel may take in for a reader that does not read; 0 for the usual."""
+        """`receive_bytes`: the kernel's receive buffer of a reader that does not read; 0: the default."""
 
 
 MIB = 1 << 20
 MESSAGE = b"q" * 64
-PATIENCE_SECONDS = 60
-_PATIENCE = struct.pack("ll", PATIENCE_SECONDS, 0)
+TIMEOUT_SECONDS = 60
+_TIMEOUT = struct.pack("ll", TIMEOUT_SECONDS, 0)
 ENDLESS = 1 << 50
 _STALLED_BYTES = 4 << 10
 _READER_BYTES = 256 << 10
@@ -39,19 +39,19 @@ _BUFFER = bytearray(MIB)
 
 
 class LoadError(Exception):
-    """The system under test did not carry what it was given."""
+    """The system under test lost data or stood still."""
 
 
 def dial(host: str, port: int, receive_bytes: int = 0) -> socket.socket:
-    """Connects. The deadlines are the kernel's, because Python's own cost a `poll` for each call."""
+    """Connect. The kernel keeps the timeouts, because Python's own cost a `poll` for each call."""
     sock = socket.socket()
     if receive_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        # Loopback's segments of 64 KiB would make the sender's kernel hold megabytes for each reader.
+        # With loopback's segments of 64 KiB the sender's kernel holds megabytes for each reader.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
     try:
         sock.connect((host, port))
     except OSError:
@@ -61,6 +61,8 @@ def dial(host: str, port: int, receive_bytes: int = 0) -> socket.socket:
 
 
 def dialler(host: str, port: int, place: Place = HERE) -> Dial:
+    """Return a function that connects to the port from `place`."""
+
     def connect(*, receive_bytes: int = 0) -> socket.socket:
         with place.entered():
             return dial(host, port, receive_bytes)
@@ -72,10 +74,10 @@ def dialler(host: str, port: int, place: Place = HERE) -> Dial:
 
 
 def download_rate(connect: Dial, streams: int, size: int) -> float:
-    """MiB/s of `streams` downloads of `size` bytes together, while all of them run.
+    """Return the MiB/s of `streams` downloads of `size` bytes together, while all of them run.
 
-    The clock starts when each stream has its first byte and stops when the first of them ends, so
-    neither the opening nor a straggler counts.
+    The clock starts when each stream has its first byte and stops when the first one ends. So neither the
+    opening nor a slow last stream counts.
     """
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(connect()) for _ in range(streams)]
@@ -98,7 +100,7 @@ def _receive_until_one_ends(socks: list[socket.socket]) -> int:
         for descriptor in by_descriptor:
             poll.register(descriptor, select.EPOLLIN)
         while True:
-            events = poll.poll(PATIENCE_SECONDS)
+            events = poll.poll(TIMEOUT_SECONDS)
             if not events:
                 raise LoadError("downloads stand still")
             for descriptor, _ in events:
@@ -116,14 +118,14 @@ def _receive_all(sock: socket.socket) -> int:
 
 
 def _receive(sock: socket.socket) -> int:
-    """Counts what has come. Plain TCP is dropped in the kernel: a copy would cost the tunnel its cores."""
+    """Count received bytes. The kernel drops plain TCP data, because a copy would take the tunnel's cores."""
     if isinstance(sock, ssl.SSLSocket):
         return sock.recv_into(_BUFFER)
     return sock.recv_into(_BUFFER, 0, socket.MSG_TRUNC)
 
 
 def upload_rate(connect: Dial, size: int) -> float:
-    """MiB/s of one upload, from its first byte to the target's confirmation of the last."""
+    """Return the MiB/s of one upload, from its first byte to the target's confirmation of the last."""
     with connect() as sock, open(os.memfd_create("block"), "rb") as block:  # noqa: PTH123 - no path
         os.truncate(block.fileno(), MIB)
         started = time.perf_counter()
@@ -152,12 +154,13 @@ def _receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def echo_once(sock: socket.socket) -> None:
+    """Send 64 bytes and wait for their echo. Raises `LoadError`."""
     sock.sendall(MESSAGE)
     _receive_exactly(sock, len(MESSAGE))
 
 
 def echo_seconds(connect: Dial, count: int) -> list[float]:
-    """Round-trip times of `count` echoes of 64 bytes, one after the other on one connection."""
+    """Return the round trips (seconds) of `count` echoes of 64 bytes, in turn on one connection."""
     with connect() as sock:
         for _ in range(max(20, count // 20)):
             echo_once(sock)
@@ -171,7 +174,7 @@ def _timed(call: Callable[[socket.socket], None], sock: socket.socket) -> float:
 
 
 def echo_rate(connect: Dial, connections: int, seconds: float) -> float:
-    """Echoes per second of `connections` that each have one echo in flight."""
+    """Return the echoes per second of `connections` that each have one echo in flight."""
     with contextlib.ExitStack() as stack, select.epoll() as poll:
         socks = [stack.enter_context(connect()) for _ in range(connections)]
         for sock in socks:
@@ -189,7 +192,7 @@ def _echo_for(poll: select.epoll, socks: dict[int, socket.socket], seconds: floa
     end = started + seconds
     count = 0
     while (now := time.perf_counter()) < end:
-        events = poll.poll(PATIENCE_SECONDS)
+        events = poll.poll(TIMEOUT_SECONDS)
         if not events:
             raise LoadError("echoes stand still")
         for descriptor, _ in events:
@@ -205,7 +208,7 @@ def _echo_for(poll: select.epoll, socks: dict[int, socket.socket], seconds: floa
 
 
 def connect_seconds(connect: Dial, count: int) -> list[float]:
-    """Times from the start of a new connection to its first echo."""
+    """Return the seconds from the start of a new connection to its first echo, `count` times."""
     return [_connect_and_echo(connect) for _ in range(count)]
 
 
@@ -217,7 +220,7 @@ def _connect_and_echo(connect: Dial) -> float:
 
 
 def connect_rate(connect: Dial, slots: int, seconds: float) -> float:
-    """New connections per second, each with one echo and then closed, `slots` of them at once."""
+    """Return the connections per second, each opened, used for one echo and closed, `slots` at once."""
     with select.epoll() as poll:
         socks: dict[int, socket.socket] = {}
         for _ in range(slots):
@@ -226,7 +229,7 @@ def connect_rate(connect: Dial, slots: int, seconds: float) -> float:
         end = started + seconds
         count = 0
         while (now := time.perf_counter()) < end:
-            events = poll.poll(PATIENCE_SECONDS)
+            events = poll.poll(TIMEOUT_SECONDS)
             if not events:
                 raise LoadError("new connections stand still")
             for descriptor, _ in events:
@@ -250,12 +253,12 @@ def _finish(sock: socket.socket) -> None:
         _receive_exactly(sock, len(MESSAGE))
 
 
-# ----------------------------------------------------------------------- connections that stand
+# ------------------------------------------------------------------ idle and stalled connections
 
 
 @contextlib.contextmanager
 def idle_streams(connect: Dial, count: int) -> Iterator[None]:
-    """`count` connections that echoed once and then do nothing."""
+    """Open `count` connections that echo once and then stay idle."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             echo_once(stack.enter_context(connect()))
@@ -264,10 +267,10 @@ def idle_streams(connect: Dial, count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stalled_streams(connect: Dial, count: int, read_first: int = 0) -> Iterator[None]:
-    """`count` endless downloads whose reader stops after `read_first` bytes.
+    """Open `count` endless downloads whose reader stops after `read_first` bytes.
 
-    Their kernel buffers are small: else it would take in megabytes for each, for seconds. They are
-    reset at the end, as data waits in these buffers when they are closed.
+    The kernel buffers are small, because large ones would accept megabytes for each download. The
+    close at the end resets the connections, because the buffers still have data.
     """
     receive_bytes = _READER_BYTES if read_first else _STALLED_BYTES
     with contextlib.ExitStack() as stack:

@@ -7,11 +7,11 @@ mutual TLS or `tcp`:
 
 * `open_tcp`: from the user's dial until the target has accepted, and in `open_connect` until the 200.
 * `byte_out_tcp`, `byte_back_tcp`: one byte from the user to the target, or from the target to the user.
-* `close_tcp`: from the user's close until nothing is left of the stream.
+* `close_tcp`: from the user's close until both programs have removed the stream.
 
-These counts end a few milliseconds after the last effect. With `_acked` behind it a path has the
-acknowledgements too, which come later. The load, which is user and target in one, runs in this process; the
-server and the agent are processes that count (`bench/systems/counted.py`).
+These counts end a few milliseconds after the last effect. A path with the suffix `_acked` also has the
+acknowledgements, which come later. The load, which is both user and target, runs in this process. The server
+and the agent are processes that count their calls (`bench/systems/counted.py`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ PATHS = tuple(
 ) + tuple(f"close_{entrance}" for entrance in ENTRANCES)
 
 _EFFECT_SECONDS = 0.005
-"""Until both programs have gone to sleep again, and below the delay of an acknowledgement."""
+"""Time after which both programs are idle again, shorter than the delay of an acknowledgement."""
 _SETTLE_SECONDS = 0.1
-"""Above the delay of an acknowledgement."""
+"""Time longer than the delay of an acknowledgement."""
 _WARM_UP = 3
 """Repetitions that are not counted."""
 _WARM_UP_BYTES = 5
@@ -50,7 +50,7 @@ _DEADLINE_SECONDS = 20
 
 @dataclass(frozen=True)
 class Count:
-    """What one process did: calls and resumes by function, which is named `file:line name`."""
+    """Calls and resumes of one process by function, which is named `file:line name`."""
 
     functions: Mapping[str, tuple[int, int]]
 
@@ -72,7 +72,10 @@ Both: TypeAlias = Mapping[str, Count]
 
 
 def count_paths(folder: Path, repetitions: int, *, warm_up: int = _WARM_UP) -> dict[str, list[Both]]:
-    """Start a server and an agent in `folder`, and count each path `repetitions` times, in turn."""
+    """Start a server and an agent in `folder`, and count each path `repetitions` times, in turn.
+
+    Raises `BenchError` or `LoadError`.
+    """
     counts: dict[str, list[Both]] = {path: [] for path in PATHS}
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -101,7 +104,7 @@ def _check(counts: Mapping[str, Sequence[Both]]) -> None:
 
 
 class _Meter:
-    """The socket on which one of the programs tells its calls."""
+    """Client of the socket on which one program reports its calls."""
 
     def __init__(self, path: Path) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
@@ -131,8 +134,8 @@ class _Meter:
 def _count_connection(
     entrance: str, dial: Dial, listener: socket.socket, meters: Sequence[_Meter]
 ) -> Iterator[tuple[str, Both]]:
-    """All paths of one connection, in their order."""
-    found: list[Both] = []
+    """Yield the counts of all paths of one connection, in their order."""
+    effect_and_settled: list[Both] = []
 
     @contextlib.contextmanager
     def counting() -> Iterator[None]:
@@ -143,12 +146,12 @@ def _count_connection(
         effect = [meter.read() for meter in meters]
         time.sleep(_SETTLE_SECONDS)
         settled = [meter.read() for meter in meters]
-        found[:] = [dict(zip(PROGRAMS, counts, strict=True)) for counts in (effect, settled)]
+        effect_and_settled[:] = [dict(zip(PROGRAMS, counts, strict=True)) for counts in (effect, settled)]
 
     with counting():
         user = dial()
         target, _ = listener.accept()
-    yield from zip((f"open_{entrance}", f"open_{entrance}_acked"), found, strict=True)
+    yield from zip((f"open_{entrance}", f"open_{entrance}_acked"), effect_and_settled, strict=True)
     with user, target:
         target.settimeout(_DEADLINE_SECONDS)
         for _ in range(_WARM_UP_BYTES):
@@ -158,22 +161,23 @@ def _count_connection(
         for step, source, sink in (("byte_out", user, target), ("byte_back", target, user)):
             with counting():
                 _carry_byte(source, sink)
-            yield from zip((f"{step}_{entrance}", f"{step}_{entrance}_acked"), found, strict=True)
+            paths = (f"{step}_{entrance}", f"{step}_{entrance}_acked")
+            yield from zip(paths, effect_and_settled, strict=True)
         with counting():
             user.close()
             _wait_end(target)
             target.close()
-        yield f"close_{entrance}", found[1]
+        yield f"close_{entrance}", effect_and_settled[1]
 
 
 def _carry_byte(source: socket.socket, sink: socket.socket) -> None:
     source.sendall(b"q")
     if sink.recv(2) != b"q":
-        raise LoadError("one byte was sent, and not one byte arrived")
+        raise LoadError("one byte was sent, and the target received more or none")
 
 
 def _wait_end(sink: socket.socket) -> None:
-    # The load closes TLS without a goodbye, which the tunnel hands on as a reset.
+    # The load closes TLS without close_notify, which the tunnel passes on as a reset.
     with contextlib.suppress(ConnectionResetError):
         if sink.recv(1):
             raise LoadError("a byte came after the end")
@@ -185,15 +189,15 @@ def _wait_end(sink: socket.socket) -> None:
 def main(paths: Sequence[str], repetitions: int) -> None:
     """List the functions of each PATH, such as byte_out_tcp, in the server and in the agent.
 
-    Each function has the number of its calls and the number of its resumes. Of all repetitions the one with
-    the median number of calls is shown.
+    Each function has the number of its calls and the number of its resumes. The command shows the repetition
+    with the median number of calls.
     """
     with tempfile.TemporaryDirectory(prefix="qanat-paths-") as folder:
         counts = count_paths(Path(folder) / "product", repetitions)
     for path in paths:
         for process in PROGRAMS:
-            found = sorted((both[process] for both in counts[path]), key=lambda count: count.calls)
-            _show(path, process, found[len(found) // 2])
+            repeated = sorted((both[process] for both in counts[path]), key=lambda count: count.calls)
+            _show(path, process, repeated[len(repeated) // 2])
 
 
 def _show(path: str, process: str, count: Count) -> None:

@@ -1,4 +1,4 @@
-"""Where the two ends of a system run: side by side on loopback, or in namespaces with a link between."""
+"""Places of a system's two ends: side by side on loopback, or in namespaces with a link between them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Protocol
 
 
 class Place(Protocol):
-    """What a network namespace is to us."""
+    """A network namespace, or this one."""
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """``command`` such that it runs there."""
+        """Return ``command`` as a command line that runs in the place."""
 
     def entered(self) -> AbstractContextManager[None]:
-        """The new sockets of this thread belong there."""
+        """Open new sockets of this thread in the place."""
 
 
 class _Here:
@@ -32,7 +32,7 @@ HERE: Place = _Here()
 
 @dataclass(frozen=True)
 class Ends:
-    """`address` is where the agent's end finds the server's, which listens there."""
+    """Places of server and agent. The server listens on `address`, to which the agent connects."""
 
     server: Place = HERE
     agent: Place = HERE

@@ -1,4 +1,4 @@
-"""How long and how often each row measures."""
+"""Durations and repetitions of the rows."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
+    """Durations and repetitions of one run."""
+
     whole: bool
     """Whether rows that take minutes are measured."""
     rounds: int
     memory_rounds: int
-    """For what needs fresh processes each time, and varies little."""
+    """Rounds of memory rows, which need new processes each time and vary little."""
     bulk_seconds: float
     rate_seconds: float
-    """For echoes/s and connections/s."""
+    """Duration of the rows of echoes/s and connections/s."""
     echoes: int
     connects: int
     idle_streams: int
     ssh_idle_streams: int
-    """Fewer, as `ssh -R` takes 43 ms to open each."""
+    """Fewer, because `ssh -R` takes 43 ms to open each."""
     fleet: int
     fleet_seconds: float
-    """How long the fleet is watched; its pings come every 15 s."""
+    """Duration of the fleet's measurement; its pings come every 15 s."""
     typing_seconds: float
-    """Ten keys a second."""
+    """Duration of the typing, with ten keys a second."""
     resuming: int
-    """Nodes that lose their link together, with five streams each."""
+    """Number of nodes that lose their link together, with five streams each."""
     paths: int
-    """Repetitions, of which the median counts."""
+    """Repetitions of each path; the row is their median."""
 
 
 WHOLE = Plan(

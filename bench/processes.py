@@ -1,4 +1,4 @@
-"""Child processes of the bench: started, awaited, and always ended."""
+"""Start child processes of the bench, wait until they are ready, and always stop them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class BenchError(Exception):
-    """The bench itself cannot measure: the one thing that makes it exit with an error."""
+    """The bench cannot measure. Such a row makes the bench exit with an error."""
 
 
 @contextmanager
 def child(
     arguments: Sequence[str], log: Path, *, pipe: bool = False, place: Place = HERE
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program with its output in `log` (its standard output in a pipe if `pipe`); ends it at exit."""
+    """Run a program with its output in `log`; `pipe`: its standard output in a pipe. Stops it at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
             place.argv(arguments),
@@ -59,7 +59,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def module(
     name: str, *arguments: str, log: Path, seconds: float = START_SECONDS, place: Place = HERE
 ) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """Runs `python -m name` and yields it with the JSON line that it prints once it is ready."""
+    """Run `python -m name`; yield the process and the value of the JSON line that it prints when ready.
+
+    Raises `BenchError` if the line does not come within `seconds`.
+    """
     with child([sys.executable, "-m", name, *arguments], log, pipe=True, place=place) as process:
         yield process, _read_ready_line(process, name, log, seconds)
 
@@ -75,7 +78,7 @@ def _read_ready_line(process: subprocess.Popen[bytes], name: str, log: Path, sec
 
 
 def wait_until(what: str, probe: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Asks `probe` until it is true. Raises `BenchError` with the end of `log` when it never will be."""
+    """Call `probe` until it returns true. Raises `BenchError` with the end of `log` after 20 s."""
     deadline = time.monotonic() + START_SECONDS
     while not probe():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -84,18 +87,19 @@ def wait_until(what: str, probe: Callable[[], bool], process: subprocess.Popen[b
 
 
 def tail(log: Path, lines: int = 20) -> str:
+    """Return the last lines of `log`."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
 
 
 def answers(port: int, place: Place = HERE, host: str = "127.0.0.1") -> bool:
-    """Whether something accepts TCP connections on this port of the place."""
+    """Whether a program accepts TCP connections on this port of the place."""
     with place.entered(), socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex((host, port)) == 0
 
 
 def free_ports(count: int, place: Place = HERE) -> list[int]:
-    """Ports that were free on every address a moment ago, for programs that must be told theirs."""
+    """Return ports that were free on every address a moment ago, for programs that need a given port."""
     with place.entered():
         socks = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [int(sock.getsockname()[1]) for sock in socks]

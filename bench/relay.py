@@ -1,7 +1,7 @@
-"""A TCP relay for many connections, which all end with it: `python -m bench.relay PORT TARGET_PORT`.
+"""TCP relay for many connections, which all end with it: `python -m bench.relay PORT TARGET_PORT`.
 
-It listens on PORT of the loopback, because whoever came through it comes back there; 0 lets the kernel
-choose. Prints the port.
+The relay listens on PORT of the loopback, because agents reconnect to the same port; 0 lets the kernel
+choose. It prints the port.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _BACKLOG = 1024
 
 
 async def serve(port: int, target_port: int) -> None:
+    """Relay connections until cancelled."""
     async with trio.open_nursery() as nursery:
         carry = functools.partial(_carry, target_port=target_port)
         [listener] = await nursery.start(

@@ -1,4 +1,4 @@
-"""What a run found, for people and as JSON."""
+"""Results of a run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _PACKAGES = ("grpcio", "trio", "cryptography", "protobuf")
 
 @dataclass
 class Report:
+    """Results of a run: rows, and reasons by key for skipped and broken ones."""
+
     quick: bool
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> Mapping[str, Any]:
-        """Figures by key at the top, groups as objects; absolute values under `samples`."""
-        found: dict[str, Any] = {}
+        """Return the JSON object: figures by key, groups as objects, absolute values in `samples`."""
+        figures: dict[str, Any] = {}
         for row in self.rows:
-            place = found.setdefault(row.inside, {}) if row.inside else found
-            place[row.key] = round(row.value, 4)
+            group = figures.setdefault(row.inside, {}) if row.inside else figures
+            group[row.key] = round(row.value, 4)
         return {
-            **found,
+            **figures,
             "missed_floors": [row.key for row in self.rows if mark(row) == "MISSED"],
             "skipped": self.skipped,
             "broken": self.broken,
@@ -54,22 +56,22 @@ def _rounded(row: Row) -> Mapping[str, Any]:
 
 
 def mark(row: Row) -> str:
-    """How a row stands: at its goal, above its floor, below it, or without either."""
+    """Return `goal`, `ok` (floor reached) or `MISSED`; for `vs_ssh` `ahead` or `behind`; else nothing."""
     figure = FIGURES.get(row.key)
     if row.inside or figure is None:
-        return _standing(row) if row.inside == "vs_ssh" else ""
+        return _against_ssh(row) if row.inside == "vs_ssh" else ""
     if figure.reaches(row.value, figure.goal):
         return "goal"
     return "ok" if figure.reaches(row.value, figure.floor) else "MISSED"
 
 
-def _standing(row: Row) -> str:
+def _against_ssh(row: Row) -> str:
     lower = any(word in row.key for word in _LOWER_IS_BETTER)
     return "ahead" if (row.value <= 1 if lower else row.value >= 1) else "behind"
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The table, rows as they were measured, then the groups."""
+    """Yield the lines of the table: rows in the order of their measurement, then the groups."""
     yield f"{'figure':<22}{'value':>9}{'floor':>8}{'goal':>8}  {'':<8}absolute (medians)"
     for row in (row for row in report.rows if not row.inside):
         yield _line(row, FIGURES.get(row.key))
@@ -102,7 +104,7 @@ def _absolute(row: Row) -> str:
 
 
 def machine() -> Mapping[str, Any]:
-    """Where and with what this was measured."""
+    """Return the machine, and the versions of Python and the libraries."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -130,8 +132,10 @@ def _ssh_version() -> str:
 
 
 def describe_machine() -> str:
+    """Return the facts of `machine` as one line."""
     return ", ".join(f"{name} {value}" for name, value in machine().items())
 
 
 def known_rows(families: Mapping[str, Sequence[str]]) -> str:
+    """Return the names of all families and figures, for an error message."""
     return ", ".join(key for family, keys in families.items() for key in (family, *keys))

@@ -1,4 +1,4 @@
-"""Rounds that alternate between the systems, so that the machine's mood touches all of them alike."""
+"""Rounds that alternate between the systems, so that changes of the machine affect all of them alike."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
 Samples: TypeAlias = Mapping[str, Sequence[float]]
-"""By the name of a system or condition: one absolute value for each round."""
+"""One absolute value for each round, by the name of the system or condition."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio. `samples` are what it was made of, in `unit`, for people who read along."""
+    """One ratio. `samples` are the absolute values behind it, in `unit`."""
 
     key: str
     value: float
@@ -33,7 +33,7 @@ N = TypeVar("N", bound=Named)
 
 
 def alternate(candidates: Sequence[N], rounds: int, measure: Callable[[N], float]) -> Samples:
-    """A, B, C, A, B, C, ...: `rounds` values for each."""
+    """Measure A, B, C, A, B, C, ...; return `rounds` values for each candidate."""
     samples: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     for _ in range(rounds):
         for candidate in candidates:
@@ -42,12 +42,12 @@ def alternate(candidates: Sequence[N], rounds: int, measure: Callable[[N], float
 
 
 def ratio(samples: Samples, above: str, below: str) -> float:
-    """The median of the ratios of each round, so that a slow minute cancels out."""
+    """Return the median of the rounds' ratios, in which a slow minute cancels out."""
     return statistics.median(a / b for a, b in zip(samples[above], samples[below], strict=True))
 
 
 def against_baselines(key: str, unit: str, samples: Samples) -> Iterator[Row]:
-    """`<key>_vs_grpc`, `key` inside `vs_ssh`, and the head-room of the load inside `direct`."""
+    """Yield the rows `<key>_vs_grpc`, `key` inside `vs_ssh`, and the load's head-room inside `direct`."""
     yield Row(f"{key}_vs_grpc", ratio(samples, "qanat", "grpc"), unit, samples)
     yield from against_ssh(key, samples)
     above, below = ("qanat", "direct") if unit == "us" else ("direct", "qanat")
@@ -55,5 +55,6 @@ def against_baselines(key: str, unit: str, samples: Samples) -> Iterator[Row]:
 
 
 def against_ssh(key: str, samples: Samples) -> Iterator[Row]:
+    """Yield the row `key` inside `vs_ssh` if ssh was measured."""
     if samples.get("ssh"):
         yield Row(key, ratio(samples, "qanat", "ssh"), inside="vs_ssh")

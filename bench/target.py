@@ -1,11 +1,12 @@
-"""The targets behind every system, as one process: `echo`, `source` and `sink` on loopback ports.
+"""Targets behind every system, as one process: `echo`, `source` and `sink` on loopback ports.
 
-One epoll loop of plain non-blocking sockets, so that a target costs a few microseconds an event and
-nothing for each stream. What a connection asks for:
+The process is one epoll loop of plain non-blocking sockets, so that a target costs a few microseconds an
+event and nothing for each stream. The roles:
 
-* echo: every byte comes back.
-* source: the client sends 8 bytes, a big-endian count; so many bytes follow (`sendfile`), then the end.
-* sink: whatever comes is thrown away; at its end the count goes back as 8 bytes.
+* echo: the target sends every byte back.
+* source: the client sends a big-endian count of 8 bytes; the target sends so many bytes (`sendfile`), then
+  ends.
+* sink: the target discards all bytes; after the client's end it sends their count as 8 bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ COUNT = struct.Struct("!Q")
 ROLES = ("echo", "source", "sink")
 _BLOCK = 1 << 20
 _TURN_BYTES = 4 << 20
-"""What one connection may move before the loop looks at the others."""
+"""Bytes that one connection may move before the loop serves the others."""
 
 
 class Connection:
-    """One accepted connection. `step` moves what it can and returns the events to wait for, 0 to close."""
+    """One accepted connection. `step` moves data and returns the events to wait for, or 0 to close."""
 
     def __init__(self, sock: socket.socket, role: str, block: int) -> None:
         self.sock = sock
@@ -81,6 +82,8 @@ class Connection:
 
 
 class Target:
+    """Listeners of all roles in one epoll loop. `ports` has their ports by role."""
+
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._poll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, str]] = {}

@@ -1,6 +1,6 @@
-"""A shell beside bulk on a thin link: what the link is, what loads it, and what a measurement finds.
+"""A shell beside bulk on a thin link: the link, its load, and the results.
 
-What counts of a key is how much longer it takes than the round trip of the empty link.
+The result for a key is the time beyond the round trip of the empty link.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.load import Dial
 
 MBIT = 125_000
 _WARM_SECONDS = 3.0
-_PATIENCE_SECONDS = 10.0
+_MAX_WARM_UP_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02
 
 
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Load:
-    """How many bulk streams there are each way."""
+    """Number of bulk streams in each direction."""
 
     downloads: int = 0
     uploads: int = 0
@@ -45,28 +45,30 @@ LINES = {"20mbit": Line(20 * MBIT, 0.025), "2mbit": Line(2 * MBIT, 0.15)}
 LOADS = {"idle": Load(), "down": Load(1), "up": Load(0, 1), "all": Load(1 + 5, 1 + 5)}
 QUEUES_SECONDS = (0.05, 0.5)
 WORST_LOAD = "all"
-"""Which of the queues is worse depends on the system: a long one is a long wait, a short one loses."""
+"""Load of the worst rows. The worse queue depends on the system: a long one delays, a short one drops."""
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
+    """Result of typing beside a load."""
+
     extra_seconds: float
-    """p99 of the keys less the round trip."""
+    """p99 of the keys minus the round trip."""
     shares: Mapping[str, float]
-    """Of what the link could carry, by the direction that was loaded."""
+    """Shares of the link's rate that the bulk reached, by loaded direction."""
 
 
-def type_beside(to: Mapping[str, Dial], arrived: Meter, load: Load, line: Line, seconds: float) -> Found:
-    """Types on `to["echo"]` for so long beside the bulk of `bulk`."""
+def type_beside(to: Mapping[str, Dial], arrived: Meter, load: Load, line: Line, seconds: float) -> Result:
+    """Type on `to["echo"]` for `seconds` beside the bulk of `load`. Raises `LoadError`."""
     with to["echo"]() as shell, bulk(to, arrived, load) as meters:
         warm_up(meters, line)
         with measured(meters, line) as shares:
             times = Typist(shell).type_for(seconds)
-    return Found(p99(times) - line.round_trip_seconds, shares)
+    return Result(p99(times) - line.round_trip_seconds, shares)
 
 
 @contextlib.contextmanager
 def bulk(to: Mapping[str, Dial], arrived: Meter, load: Load) -> Iterator[Mapping[str, Meter]]:
-    """Endless streams from `source` and to `sink`, where `arrived` counts; what has arrived, by direction."""
+    """Run endless streams from `source` and to `sink` (meter: `arrived`); yield meters by direction."""
     meters: dict[str, Meter] = {}
     with contextlib.ExitStack() as stack:
         if load.uploads:
@@ -81,11 +83,11 @@ def bulk(to: Mapping[str, Dial], arrived: Meter, load: Load) -> Iterator[Mapping
 
 
 def warm_up(meters: Mapping[str, Meter], line: Line) -> None:
-    """Until every direction has moved what the link carries in three seconds; so its queue stands.
+    """Wait until each direction has moved the link's bytes of three seconds, so that its queue is full.
 
-    What is not at full speed after a while is measured as it is.
+    After ten seconds the measurement begins at the present speed.
     """
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end = time.monotonic() + _MAX_WARM_UP_SECONDS
     while any(meter.bytes < _WARM_SECONDS * line.rate for meter in meters.values()):
         if time.monotonic() > end:
             return
@@ -94,13 +96,15 @@ def warm_up(meters: Mapping[str, Meter], line: Line) -> None:
 
 @contextlib.contextmanager
 def measured(meters: Mapping[str, Meter], line: Line) -> Iterator[dict[str, float]]:
-    """What arrives meanwhile, as a share of what the link could carry; there at the end."""
+    """Measure what arrives during the block, as a share of the link's rate. The end of the block sets it."""
     shares: dict[str, float] = {}
-    before, start = {way: meter.bytes for way, meter in meters.items()}, time.monotonic()
+    before, start = {direction: meter.bytes for direction, meter in meters.items()}, time.monotonic()
     yield shares
     capacity = line.rate * (time.monotonic() - start)
-    shares.update({way: (meter.bytes - before[way]) / capacity for way, meter in meters.items()})
+    for direction, meter in meters.items():
+        shares[direction] = (meter.bytes - before[direction]) / capacity
 
 
 def p99(times: Sequence[float]) -> float:
+    """Return the 99th percentile of `times`."""
     return sorted(times)[math.ceil(0.99 * len(times)) - 1]

@@ -1,4 +1,4 @@
-"""Memory and processor time of processes, as /proc tells it."""
+"""Memory and processor time of processes, read from /proc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pids: Sequence[int]) -> int:
-    """RSS of these processes together, as `ps` shows it."""
+    """Return the RSS of these processes together, as `ps` shows it."""
     return sum(_status(pid, "VmRSS") for pid in pids)
 
 
@@ -25,7 +25,7 @@ def _status(pid: int, field: str) -> int:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time that these processes have used."""
+    """Return the user and system time of these processes."""
     return sum(_cpu_ticks(pid) for pid in pids) / _TICKS
 
 
@@ -35,21 +35,21 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def cpu_percent(pids: Sequence[int], seconds: float) -> float:
-    """Share of one core that these processes use over the next `seconds`."""
+    """Return the share of one core that these processes use over the next `seconds`. Blocks."""
     before, started = cpu_seconds(pids), time.monotonic()
     time.sleep(seconds)
     return 100 * (cpu_seconds(pids) - before) / (time.monotonic() - started)
 
 
 def wait_quiet(pids: Sequence[int], seconds: float = 15.0) -> None:
-    """Waits until these processes use less than a fifth of a core together, or `seconds` have passed."""
+    """Wait until these processes use less than a fifth of a core together, or `seconds` have passed."""
     deadline = time.monotonic() + seconds
     while cpu_percent(pids, 0.2) > 20 and time.monotonic() < deadline:
         continue
 
 
 def settled_bytes(pids: Sequence[int], seconds: float = 5.0) -> int:
-    """`resident_bytes` once it moves by less than 256 KiB in half a second."""
+    """Return `resident_bytes` once it changes by less than 256 KiB in half a second, or after `seconds`."""
     deadline = time.monotonic() + seconds
     last = resident_bytes(pids)
     while time.monotonic() < deadline:
@@ -62,6 +62,6 @@ def settled_bytes(pids: Sequence[int], seconds: float = 5.0) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, their children and so on."""
+    """Return the children of a process, their children and so on."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [found for child in map(int, children) for found in (child, *descendants(child))]
+    return [process for child in map(int, children) for process in (child, *descendants(child))]

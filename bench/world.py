@@ -1,4 +1,4 @@
-"""What a run works with: the targets, the systems as they are needed, and the plan."""
+"""Targets, systems and plan of a run."""
 
 from __future__ import annotations
 
@@ -22,45 +22,50 @@ S = TypeVar("S", bound=System)
 
 @dataclass
 class World:
+    """Targets, systems and plan of a run. Systems start when a row needs them."""
+
     plan: Plan
     folder: Path
     targets: Mapping[str, int]
     stack: contextlib.ExitStack
     skipped: dict[str, str] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
-    """Set when the run ends early: what waits for minutes stops then."""
+    """Set when the run ends early, to stop rows that wait for minutes."""
     _shared: dict[str, System] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def everyone(self) -> Sequence[System]:
-        """Product, baselines and direct, side by side; the same processes for all rows that compare."""
-        found = [self.product(), self._share("grpc", grpc_baseline.running(self.targets, self.fresh("grpc")))]
+    def systems(self) -> Sequence[System]:
+        """Return the product, the baselines and `direct`. All rows that compare share their processes."""
+        grpc = self._share("grpc", grpc_baseline.running(self.targets, self.fresh("grpc")))
+        systems = [self.product(), grpc]
         if not self.no_ssh():
-            found.append(self._share("ssh", ssh.running(self.targets, self.fresh("ssh"))))
-        return [*found, System("direct", on_loopback(self.targets))]
+            systems.append(self._share("ssh", ssh.running(self.targets, self.fresh("ssh"))))
+        return [*systems, System("direct", on_loopback(self.targets))]
 
     def product(self) -> Product:
-        """The product that rows share."""
+        """Return the product that rows share."""
         return self._share("qanat", self.fresh_product())
 
     def fresh_product(self, *, delay_seconds: float = 0.0) -> AbstractContextManager[Product]:
-        """New processes of the product, for rows that measure memory or a line of its own."""
+        """Start new processes of the product, for rows that measure memory or need their own line."""
         return qanat.running(self.targets, self.fresh("qanat"), delay_seconds=delay_seconds)
 
     def fresh_ssh(self, *, delay_seconds: float = 0.0) -> AbstractContextManager[System]:
+        """Start new processes of `ssh -R`."""
         return ssh.running(self.targets, self.fresh("ssh"), delay_seconds=delay_seconds)
 
     def no_ssh(self) -> bool:
+        """Whether `ssh -R` cannot be measured; then note its rows as skipped."""
         if reason := ssh.missing():
             self.skipped["vs_ssh"] = reason
         return bool(reason)
 
     def fresh(self, name: str) -> Path:
-        """A path that no one has used in this run."""
+        """Return a new path of this run."""
         return self.folder / f"{name}-{next(self._numbers)}"
 
     def _share(self, name: str, starting: AbstractContextManager[S]) -> S:
-        """The one of this name; `starting` is entered only the first time."""
+        """Return the shared system of this name; the first call enters `starting`."""
         if name not in self._shared:
             self._shared[name] = self.stack.enter_context(starting)
         return cast(S, self._shared[name])
@@ -68,7 +73,7 @@ class World:
 
 @contextlib.contextmanager
 def open_world(plan: Plan, folder: Path) -> Iterator[World]:
-    """Starts the targets; ends every process of the run at exit."""
+    """Start the targets; stop every process of the run at the end."""
     with (
         module("bench.target", log=folder / "target.log") as (_, ports),
         contextlib.ExitStack() as stack,

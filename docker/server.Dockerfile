@@ -2,13 +2,13 @@
 #
 #   docker build -f docker/server.Dockerfile -t qanat-server .
 #
-# from the root of a checkout. The same inputs give the same layers: nothing below keeps a time, a log or a cache,
-# and Python's compiled files are named by content, since their dates would not outlive the image's.
+# Run it in the root of a checkout. The same inputs give the same layers: no layer keeps a time, a log or a cache.
+# Python's compiled files carry their source's hash in place of its date, because an image may change dates.
 
-# A Debian with glibc; its own python3 is added if it is not there. The digest is that of the index of all platforms.
+# A Debian with glibc. If it has no python3, Debian's is added. The digest names the index of all platforms.
 ARG BASE=docker.io/library/debian:trixie-slim@sha256:d7e12182ce18b85b93007c1dedf31f2d29e01ccf3182cc4017c709b6259bc132
 
-# ---- What the programs stand on: Debian's Python, and a user of their own ----
+# ---- Base: Debian's Python, and a user for the programs ----
 
 FROM ${BASE} AS python
 RUN set -eu; \
@@ -23,12 +23,12 @@ RUN set -eu; \
     rm -rf /var/lib/apt/lists/* /var/lib/dpkg/*-old /var/cache/apt/* /var/cache/debconf/*-old \
         /var/cache/ldconfig/* /var/log/* /tmp/*
 
-# ---- What is built, and stays behind ----
+# ---- Build, which is not part of the image ----
 
 FROM python AS build
-# For who has an index of his own; its roots, if it has any, come by `--secret id=roots,src=FILE`.
+# Address of a private package index; its roots, if it needs any, come by `--secret id=roots,src=FILE`.
 ARG PIP_INDEX_URL
-# 32-bit arm has no wheel of cffi, so there it is compiled.
+# 32-bit arm has no wheel of cffi, so the build compiles cffi there.
 RUN set -eu; \
     packages='python3-venv ca-certificates'; \
     [ "$(dpkg --print-architecture)" != armhf ] || packages="$packages gcc libc6-dev libffi-dev python3-dev"; \
@@ -63,7 +63,7 @@ FROM python
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="qanat-server" \
-    org.opencontainers.image.description="The cloud side of Qanat: agents attach here, users come in here" \
+    org.opencontainers.image.description="The cloud side of Qanat: agents attach to it, users reach nodes through it" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.licenses="Apache-2.0" \

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docker.lock import FOLDER, check, main, problems, wanted
+from docker.lock import FOLDER, check, main, problems, requirements_by_lock
 
 HASH = "--hash=sha256:" + "0" * 64
 GOOD = f"# of: click>=8\n# of: h11\n\nclick==8.2 \\\n    {HASH} \\\n    {HASH}\nh11==0.16 \\\n    {HASH}\n"
@@ -25,12 +25,12 @@ def test_a_lock_that_holds_has_no_problem() -> None:
     ("text", "problem"),
     [
         (GOOD.replace("# of: h11\n", ""), "is of other requirements: h11"),
-        (GOOD.replace("click==8.2", "click==7.1"), "pins click to 7.1, and click>=8 is wanted"),
+        (GOOD.replace("click==8.2", "click==7.1"), "pins click to 7.1, but click>=8 is required"),
         (GOOD.replace("h11==0.16 \\\n    " + HASH, "h11==0.16"), "has no hash for h11"),
         (GOOD.replace("click==8.2", "clique==8.2"), "has no pin for click"),
-        (GOOD + "https://example.com/h11.tar.gz\n", "has a line that is no pin"),
-        (GOOD.replace("click==8.2", "click>=8.2"), "has a line that is no pin"),
-        (GOOD + "--index-url https://example.com\n", "has a line that is no pin"),
+        (GOOD + "https://example.com/h11.tar.gz\n", "has a line that is not a pin"),
+        (GOOD.replace("click==8.2", "click>=8.2"), "has a line that is not a pin"),
+        (GOOD + "--index-url https://example.com\n", "has a line that is not a pin"),
     ],
 )
 def test_what_is_wrong_with_another_is_said(text: str, problem: str) -> None:
@@ -40,7 +40,7 @@ def test_what_is_wrong_with_another_is_said(text: str, problem: str) -> None:
 
 def test_each_image_has_its_own_and_one_that_is_missing_is_said(tmp_path: Path) -> None:
     project = {"dependencies": ["trio>=1"], "optional-dependencies": {"server": ["rich>=13"]}}
-    locks = wanted({"project": project})
+    locks = requirements_by_lock({"project": project})
     assert (locks["agent"], locks["server"]) == (["trio>=1"], ["rich>=13", "trio>=1"])
     assert all("is missing" in one for one in check(tmp_path, locks))
     assert {file.stem for file in FOLDER.glob("*.txt")} == set(locks)

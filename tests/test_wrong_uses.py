@@ -307,7 +307,7 @@ async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -
     async with running(write_agent(tmp_path / "first.toml", "127.0.0.1:0", made)) as first:
         page = (await first.line("started"))["status"]
         command = write_agent(tmp_path / "second.toml", page.removeprefix("http://").rstrip("/"), made)
-        status = "stop it first (`qanat-agent status` shows it), or give this one another port"
+        status = "stop it first (`qanat-agent status` shows it), or configure another port"
         await assert_refused(command, f"an agent runs on this machine already, for node edge1; {status}")
 
 

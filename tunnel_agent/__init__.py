@@ -1,1 +1,1 @@
-"""The edge program: dials out, checks its allow-list, dials targets."""
+"""The edge program: it dials out to the server, checks its allow-list and dials targets."""

@@ -1,4 +1,4 @@
-"""``python -m tunnel_agent``: how the running agent starts a renewal, wherever its script lies."""
+"""``python -m tunnel_agent``, with which the running agent starts a renewal, wherever its script is."""
 
 from tunnel_agent.entry import entry_point
 

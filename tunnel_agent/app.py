@@ -1,4 +1,4 @@
-"""The agent put together: reads as the list of what runs."""
+"""Composition of the agent: the parts that run, and their start and end."""
 
 from __future__ import annotations
 
@@ -41,15 +41,14 @@ from tunnel_core.telemetry.queued_output import lines_dropped
 _log = logging.getLogger("qanat.agent")
 
 _FAREWELL_SECONDS = 2.5
-"""How long the server has to confirm our bye before we leave anyway; a link gives its own up within two."""
+"""How long to wait for the acknowledgement of the bye. A session gives up its own bye within 2 s."""
 
 
 async def run_agent(installation: Installation) -> None:
-    """Runs until SIGTERM or SIGHUP (drains) or SIGINT (leaves at once); a second signal forces either.
+    """Run until SIGTERM or SIGHUP, which drain, or SIGINT, which stops at once.
 
-    SIGHUP comes from a terminal that was closed. ``nohup`` makes this program ignore it.
-
-    Raises ``OSError`` if the ops listener cannot be bound.
+    A second signal stops the agent without a drain or a bye. SIGHUP comes from a terminal that was closed;
+    ``nohup`` makes this program ignore it. Raises ``OSError`` if the ops listener cannot be bound.
     """
     start_log_batching()
     failure: OSError | None = None
@@ -58,11 +57,11 @@ async def run_agent(installation: Installation) -> None:
             agent = Agent(installation, bridge, nursery)
             try:
                 await agent.start()
-            except OSError as error:  # out of the nursery, which would wrap it in a group
+            except OSError as error:  # raised outside the nursery, which would wrap it in a group
                 failure = error
                 nursery.cancel_scope.cancel()
-            first = await anext(signals)
-            nursery.start_soon(agent.leave, first != signal.SIGINT)
+            first_signal = await anext(signals)
+            nursery.start_soon(agent.leave, first_signal != signal.SIGINT)
             await anext(signals)
             nursery.cancel_scope.cancel()
     if failure is not None:
@@ -70,7 +69,7 @@ async def run_agent(installation: Installation) -> None:
 
 
 class Agent:
-    """A running agent; all its tasks live in ``nursery``, which its end cancels."""
+    """A running agent. All its tasks run in ``nursery``, which ``leave`` cancels."""
 
     def __init__(self, installation: Installation, bridge: Bridge, nursery: trio.Nursery) -> None:
         self._installation = installation
@@ -80,7 +79,7 @@ class Agent:
         self.counters = Counters()
         rate = installation.config.link.max_bytes_per_second
         self.cap = TokenBucket(rate) if rate else None
-        self._held = BundleWatcher(installation.bundle_file, installation.bundle)
+        self._bundle_watcher = BundleWatcher(installation.bundle_file, installation.bundle)
         self.pages = self._make_pages()
         self.serving = self._make_serving()
         self.connector = self._make_connector(bridge)
@@ -91,7 +90,7 @@ class Agent:
             max_wait_seconds=installation.config.session.retry_max_seconds,
             certificate_problem=self._certificate_problem,
         )
-        self._renewal = Renewal(self._held, self.state, self._renewal_command, self._use_bundle)
+        self._renewal = Renewal(self._bundle_watcher, self.state, self._renewal_command, self._use_bundle)
 
     def _make_pages(self) -> OpsPages:
         installation, state = self._installation, self.state
@@ -104,12 +103,12 @@ class Agent:
 
     def _snapshot(self) -> Snapshot:
         link = self.state.link
-        figures = link.statistics() if link else SessionStatistics()
+        statistics = link.statistics() if link else SessionStatistics()
         return self.counters.snapshot(
             sessions=int(self.state.is_attached),
             software=SOFTWARE,
-            credit_granted_bytes=figures.credit_granted,
-            retained_bytes=figures.retained_bytes,
+            credit_granted_bytes=statistics.credit_granted,
+            retained_bytes=statistics.retained_bytes,
             cap=_sample(self.cap) if self.cap else None,
             log_lines_dropped=lines_dropped(),
         )
@@ -134,12 +133,12 @@ class Agent:
     def _make_connector(self, bridge: Bridge) -> Connector:
         roots = TrustUpdates(self._installation.bundle_file, self._nursery)
         return connector_of(
-            self._installation, bridge, self.serving.take, self.state.look, roots.on_roots, self.cap
+            self._installation, bridge, self.serving.serve, self.state.note_link, roots.on_roots, self.cap
         )
 
     def _certificate_problem(self) -> tuple[str, bool]:
         now = datetime.now(UTC)
-        return self._held.certificate_problem(now), self._held.has_ended(now)
+        return self._bundle_watcher.certificate_problem(now), self._bundle_watcher.has_ended(now)
 
     def _renewal_command(self) -> list[str]:
         return renewal_command(self._installation.file, self._installation.bundle_file)
@@ -149,7 +148,7 @@ class Agent:
         self._attach_loop.retry_now()
 
     async def start(self) -> None:
-        """Starts everything; returns when the ops listener is bound. Raises ``OSError`` if it cannot be."""
+        """Start all tasks; return when the ops listener is bound. Raises ``OSError`` if the bind fails."""
         descriptors = raise_descriptor_limit()
         ops = await self._start_ops()
         self._nursery.start_soon(self._stay_attached)
@@ -158,8 +157,8 @@ class Agent:
         pool, limits = self.connector.pool, self.connector.limits
         self._nursery.start_soon(relieve_pressure, pool, self._mux_streams, limits)
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}
-        where = ", ".join(f"http://{address}/" for address in ops.addresses) or None
-        log_event(_log, logging.INFO, f"{SOFTWARE} started", **fields, status=where)
+        status_urls = ", ".join(f"http://{address}/" for address in ops.addresses) or None
+        log_event(_log, logging.INFO, f"{SOFTWARE} started", **fields, status=status_urls)
 
     async def _start_ops(self) -> OpsServer:
         settings = self._installation.config.ops
@@ -172,7 +171,7 @@ class Agent:
         self._left.set()
 
     async def leave(self, drains: bool) -> None:
-        """Tells the server, lets running streams finish if it ``drains``, then ends everything."""
+        """Announce the end to the server, let streams finish if it ``drains``, then cancel all tasks."""
         self.state.stopping()
         link = self.state.link
         seconds = self._installation.config.drain_seconds if drains and self.state.is_attached else 0.0

@@ -1,4 +1,4 @@
-"""What a check found: PASS, FAIL with the fix, or SKIP; one for each step."""
+"""Results of checks: PASS, FAIL with the fix, or SKIP, one for each step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ REJOIN = "join again with a new token: `qanat-agent join SERVER --again`"
 
 
 class Verdict(enum.Enum):
+    """Outcome of one step."""
+
     PASS = "pass"  # noqa: S105 - a verdict
     FAIL = "fail"
     SKIP = "skip"
@@ -19,9 +21,9 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The outcome of one step. ``fix`` says what to do and stands with failures alone.
+    """Result of one step.
 
-    ``reason`` is the word of a server's refusal, if that was it.
+    ``fix`` is what to do about a failure. ``reason`` is the word of a server's refusal.
     """
 
     step: str
@@ -34,8 +36,8 @@ class CheckResult:
 Report: TypeAlias = Callable[[CheckResult], None]
 
 
-class CheckFailed(Exception):  # noqa: N818 - named by what happened
-    """A step failed. ``detail`` and ``fix`` are for the user; ``reason`` as in ``CheckResult``."""
+class CheckFailed(Exception):  # noqa: N818 - named after the event
+    """A failed step. ``detail``, ``fix`` and ``reason`` are those of ``CheckResult``."""
 
     def __init__(self, detail: str, fix: str, reason: str = "") -> None:
         super().__init__(detail, fix, reason)
@@ -43,21 +45,25 @@ class CheckFailed(Exception):  # noqa: N818 - named by what happened
         self.fix = fix
         self.reason = reason
 
-    def finding(self, step: str) -> CheckResult:
+    def as_result(self, step: str) -> CheckResult:
+        """Return the failure as the result of ``step``."""
         return CheckResult(step, Verdict.FAIL, self.detail, self.fix, self.reason)
 
 
 CheckStep: TypeAlias = tuple[str, Callable[[], Awaitable[str]]]
-"""A step's name, and what does it: returns what it found, or raises ``CheckFailed``."""
+"""A step's name and its function, which returns a sentence or raises ``CheckFailed``."""
 
 
 async def take_steps(steps: Sequence[CheckStep], report: Report) -> bool:
-    """Takes the steps in order up to the first that fails, as each needs the one before it."""
+    """Take and report the steps up to the first failure, because each needs the previous ones.
+
+    Returns whether all steps passed.
+    """
     for name, step in steps:
         try:
             detail = await step()
         except CheckFailed as failure:
-            report(failure.finding(name))
+            report(failure.as_result(name))
             return False
         report(CheckResult(name, Verdict.PASS, detail))
     return True

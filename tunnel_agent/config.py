@@ -1,6 +1,6 @@
-"""The agent's configuration: what may stand in ``agent.toml``, with its defaults and checks. No I/O."""
+"""The agent's configuration: the keys of ``agent.toml`` with their defaults and checks. No I/O."""
 
-# ruff: noqa: RUF009 - what is called for a default gives an immutable value
+# ruff: noqa: RUF009 - the default's calls return immutable values
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tunnel_core.config.loader import Source
 
 MIN_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].least
-"""With less the link could not even carry its own pings and confirmations."""
+"""With less, the link could not carry its own pings and acknowledgements."""
 MAX_BYTES_PER_SECOND = HELLO["max_bytes_per_second"].most
 SOFTWARE = f"qanat-agent/{__version__}"
 STATUS_SERVICE = "status"
@@ -44,6 +44,8 @@ STATUS_SERVICE = "status"
 
 
 class Protocol(enum.Enum):
+    """Protocol of a published service."""
+
     HTTP = "http"
     HTTPS = "https"
     TCP = "tcp"
@@ -62,28 +64,30 @@ class Service:
     def __attrs_post_init__(self) -> None:
         if self.target.service:
             fix = 'write "host:port", "[v6]:port" or "unix:/path"'
-            raise InvalidValueError(f"{self.target} is a service name, not what to dial", fix, "target")
+            raise InvalidValueError(f"{self.target} is a service name, not an address", fix, "target")
         if self.name == STATUS_SERVICE:
             raise InvalidValueError("status is the built-in status page", "choose another name", "name")
 
 
 @attrs.frozen(kw_only=True)
 class Session:
+    """Times of a session with a server."""
+
     connect_timeout_seconds: Seconds = Seconds(10.0)
     attach_timeout_seconds: Seconds = Seconds(10.0)
     retry_max_seconds: Seconds = Seconds(30.0)
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
     half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
-    """How long a stream of which one half has ended may be without a byte; 0: for ever."""
+    """How long a stream of which one half has ended may stay without a byte; 0: for ever."""
 
 
 @attrs.frozen(kw_only=True)
 class Link:
-    """What the way to the server costs and may carry."""
+    """Cost profile and rate cap of the link to the server."""
 
     profile: ProfileName = ProfileName.DEFAULT
     max_bytes_per_second: int = 0
-    """Each way; 0 for no cap."""
+    """In each direction; 0: no cap."""
 
     def __attrs_post_init__(self) -> None:
         rate = self.max_bytes_per_second
@@ -93,7 +97,7 @@ class Link:
 
 
 class ProxyUrl(Secret):
-    """May hold a password, so it is never printed."""
+    """URL that may contain a password, so it is never printed."""
 
 
 def _proxy_url(value: object) -> ProxyUrl:
@@ -116,14 +120,14 @@ def _entry(value: object) -> AllowEntry:
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
-    """All of it. Made by ``tunnel_core.config.loader.load(path, AgentConfig)``."""
+    """The whole configuration. ``tunnel_core.config.loader.load(path, AgentConfig)`` makes it."""
 
     parsers: ClassVar[Parsers] = {AllowEntry: _entry, ProxyUrl: _proxy_url}
 
     bundle_file: Path
     ops: Ops
     servers: tuple[ServerAddress, ...] = ()
-    """Empty: those that the bundle names."""
+    """Empty: the bundle's servers."""
     proxy: ProxyUrl = ProxyUrl("")
     """``http://user:password@host:port``; empty: from the environment."""
     proxy_password_file: Path | None = None
@@ -145,5 +149,5 @@ class AgentConfig:
 
     @classmethod
     def defaults(cls, raw: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
-        """The bundle beside the configuration file, probes on loopback."""
+        """Return the defaults: the bundle beside the configuration file, the ops listener on loopback."""
         return {"bundle_file": "node.pem", "ops": {"listen": OPS_LISTEN}}

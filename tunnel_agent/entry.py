@@ -1,4 +1,4 @@
-"""Where ``qanat-agent`` begins."""
+"""Entry point of ``qanat-agent``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel_core.runtime.startup import exit_on_sigterm, maybe_health, prepare_p
 
 
 def entry_point() -> None:
-    """Runs ``qanat-agent``."""
+    """Run ``qanat-agent``."""
     prepare_process()
     code = maybe_health(config_file, OPS_LISTEN)
     if code is not None:
@@ -22,7 +22,7 @@ def entry_point() -> None:
 
 
 def config_file() -> Path:
-    """The configuration unless ``--config`` names one."""
+    """Return the path of the configuration without ``--config``."""
     from tunnel_core.config import paths
 
     return paths.agent_config_file()

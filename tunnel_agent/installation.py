@@ -1,4 +1,4 @@
-"""What an agent starts from: its configuration, its bundle, and what follows from the two."""
+"""An agent's configuration and bundle, and the values that follow from both."""
 
 from __future__ import annotations
 
@@ -31,24 +31,27 @@ class Installation:
 
     @property
     def node(self) -> str:
+        """The node's name."""
         return self.bundle.identity.name
 
     @property
     def servers(self) -> tuple[str, ...]:
+        """Servers to attach to (``host:port``): the configuration's, else the bundle's."""
         return self.config.servers or self.bundle.agents
 
     @property
     def services(self) -> tuple[frames.Service, ...]:
-        """What the node publishes, as the server hears of it."""
+        """The published services, as the agent sends them to the server."""
         own = (frames.Service(s.name, s.protocol.value, str(s.target)) for s in self.config.service)
         return (*own, frames.Service(STATUS_SERVICE, "http", "the agent's status page"))
 
     def policy(self) -> Policy:
+        """Return the policy of the node."""
         return policy_of(self.node, str(self.file), self.config)
 
 
 def policy_of(node: str, file: str, config: AgentConfig) -> Policy:
-    """What a node may dial by its configuration, which stands in ``file``."""
+    """Return the policy of ``node`` by ``config``, which is in ``file``."""
     return Policy(
         node=node,
         file=file,
@@ -64,16 +67,16 @@ def _published(service: Service) -> Published:
 
 
 def load_installation(config_file: Path | None = None, bundle_file: Path | None = None) -> Installation:
-    """Reads the configuration, then the bundle. Raises ``ConfigError`` with a cure for each problem.
+    """Read the configuration, then the bundle. Raises ``ConfigError`` with a fix for each problem.
 
-    A bundle alone is enough to attach, so the default configuration file may be absent; one that
-    was named must exist. ``bundle_file`` wins over the configuration.
+    A bundle alone is enough to attach, so the default configuration file may be absent; a named one must
+    exist. ``bundle_file`` wins over the configuration.
     """
     file, required = place_of_config(config_file)
     config = load_config(file, required=required)
-    place = bundle_file or config.bundle_file
-    bundle = load_bundle(file, place, named=bundle_file is not None)
-    installation = Installation(file, config, place, bundle, load_proxy(file, config))
+    bundle_path = bundle_file or config.bundle_file
+    bundle = load_bundle(file, bundle_path, named=bundle_file is not None)
+    installation = Installation(file, config, bundle_path, bundle, load_proxy(file, config))
     if not installation.servers:
         fix = 'add servers = ["tunnel.example.com:7001"]'
         raise _problem(file, "servers", "neither this file nor the bundle names a server", fix)
@@ -81,55 +84,63 @@ def load_installation(config_file: Path | None = None, bundle_file: Path | None 
 
 
 def place_of_config(named: Path | None) -> tuple[Path, bool]:
-    """The configuration file, and whether it must exist: one that somebody named must."""
+    """Return the configuration file, and whether it must exist, as a named one must."""
     file = named or paths.named_config_file()
     return (file or paths.agent_config_file()).absolute(), file is not None
 
 
 def load_config(file: Path, *, required: bool) -> AgentConfig:
-    """The configuration at ``file``, or the defaults if it does not exist and need not."""
+    """Load the configuration at ``file``, or the defaults if the file may be absent and is.
+
+    Raises ``ConfigError``.
+    """
     config = load(file, AgentConfig, required=required, absent_fix=absent_fix(file))
     if config.ops.tls:
-        fix = "use bearer_file, or leave it on loopback"
-        raise _problem(file, "ops.tls", "a node's certificate is no server's certificate", fix)
+        fix = "use bearer_file, or leave the listener on loopback"
+        raise _problem(file, "ops.tls", "a node's certificate is not a server's certificate", fix)
     return config
 
 
 def absent_fix(file: Path) -> str:
-    """What makes the configuration ``file``."""
+    """Return the fix for a missing configuration ``file``."""
     return f"join a server: qanat-agent join SERVER --config {shlex.quote(str(file))}"
 
 
 def load_bundle(file: Path, bundle_file: Path, *, named: bool = False) -> Bundle:
-    """The node's bundle: ``named`` by an option, else by ``bundle_file`` of the configuration ``file``."""
-    place = ("--bundle", "") if named else (str(file), "bundle_file")
-    cure = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
+    """Load the node's bundle; ``named``: by an option, else by ``bundle_file`` of the configuration ``file``.
+
+    Raises ``ConfigError``.
+    """
+    origin = ("--bundle", "") if named else (str(file), "bundle_file")
+    new_bundle = (
+        "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
+    )
     try:
         bundle = read_bundle(bundle_file)
     except BundleError as error:
-        fix = _bundle_cure(file, error.__cause__, cure)
-        raise ConfigError((Problem(*place, str(error), fix),)) from error
+        fix = _bundle_fix(file, error.__cause__, new_bundle)
+        raise ConfigError((Problem(*origin, str(error), fix),)) from error
     if bundle.identity.role is not Role.NODE:
         message = f"{bundle_file} is the bundle of {bundle.identity}, not of a node"
-        raise ConfigError((Problem(*place, message, cure),))
+        raise ConfigError((Problem(*origin, message, new_bundle),))
     return bundle
 
 
-def _bundle_cure(file: Path, cause: BaseException | None, new: str) -> str:
-    """What helps if the bundle cannot be read for this cause; ``new`` is how to get another."""
+def _bundle_fix(file: Path, cause: BaseException | None, new_bundle: str) -> str:
+    """Return the fix for a bundle that cannot be read; ``new_bundle`` is how to get another one."""
     match cause:
         case FileNotFoundError():
-            return paths.or_as_root(file, new)
+            return paths.or_as_root(file, new_bundle)
         case OSError():
             return paths.rights_hint(cause) or "correct bundle_file, or its rights"
         case ValueError():
-            return new
+            return new_bundle
         case _:
-            return ""  # the error names the cure
+            return ""  # the error's text has the fix
 
 
 def load_proxy(file: Path, config: AgentConfig) -> ProxyChoice:
-    """What the configuration says of proxies, with the password from its file."""
+    """Return the proxy settings of ``config``, with the password from its file. Raises ``ConfigError``."""
     password = ""
     if config.proxy_password_file is not None:
         try:

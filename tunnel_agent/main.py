@@ -30,7 +30,7 @@ _COMMANDS = {
 )
 @click.version_option(package_name="qanat", prog_name="qanat-agent")
 def main() -> None:
-    """The edge side of Qanat: dials out to a server and lets its users reach what you allow.
+    """The edge side of Qanat: dials out to a server and lets its users reach the targets that you allow.
 
     A first start takes a token from `qanat-server token create --node NAME`.
 

@@ -1,4 +1,4 @@
-"""The path swallows everything for ten seconds and comes back: how long until open streams go on."""
+"""A black hole of ten seconds: the time from its end until open streams continue."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.net.emulated import Emulated
 _CUT_SECONDS = 10.0
 _QUEUE_SECONDS = 0.1
 _ROUNDS = 3
-_PATIENCE_SECONDS = 30.0
-_LOOK_SECONDS = 0.002
+_DEADLINE_SECONDS = 30.0
+_POLL_SECONDS = 0.002
 
 
 def measure(world: World) -> Iterator[Row]:
@@ -35,11 +35,11 @@ def measure(world: World) -> Iterator[Row]:
         ):
             rounds = []
             for _ in range(_ROUNDS):
-                # Each cut finds the streams at full speed, also after an earlier one.
+                # Each cut begins with the streams at full speed, also after an earlier cut.
                 time.sleep(2)
-                warm_up({way: meters[way] for way in ("download", "upload")}, line)
-                rounds.append(_seconds_until_on(link.net, meters))
-    samples = {name: [took[name] for took in rounds] for name in rounds[0]}
+                warm_up({direction: meters[direction] for direction in ("download", "upload")}, line)
+                rounds.append(_seconds_until_resumed(link.net, meters))
+    samples = {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
     note = f"the slowest in {_ROUNDS} cuts of {_CUT_SECONDS:g} s"
     yield Row("resume_seconds", max(map(max, samples.values())), "s", samples, note=note)
 
@@ -57,18 +57,18 @@ def _streams(system: System, arrived: Meter) -> Iterator[Mapping[str, Meter]]:
         yield {"echo": echoed, "download": downloaded, "upload": arrived}
 
 
-def _seconds_until_on(net: Emulated, meters: Mapping[str, Meter]) -> Mapping[str, float]:
-    """From the return of the path to the first byte that arrives after it, at its far end."""
-    back = net.cut_for(_CUT_SECONDS)
-    time.sleep(max(0.0, back - time.monotonic()))
+def _seconds_until_resumed(net: Emulated, meters: Mapping[str, Meter]) -> Mapping[str, float]:
+    """Return the time from the end of the cut to the next byte that arrives, for each stream."""
+    restored_at = net.cut_for(_CUT_SECONDS)
+    time.sleep(max(0.0, restored_at - time.monotonic()))
     before = {name: meter.bytes for name, meter in meters.items()}
-    took: dict[str, float] = {}
-    while len(took) < len(meters):
+    seconds: dict[str, float] = {}
+    while len(seconds) < len(meters):
         now = time.monotonic()
-        if now > back + _PATIENCE_SECONDS:
-            silent = " and ".join(meters.keys() - took.keys())
-            raise LoadError(f"{silent} did not go on in {_PATIENCE_SECONDS:g} s")
-        on = (name for name, meter in meters.items() if meter.bytes > before[name])
-        took.update({name: now - back for name in on if name not in took})
-        time.sleep(_LOOK_SECONDS)
-    return took
+        if now > restored_at + _DEADLINE_SECONDS:
+            silent = " and ".join(meters.keys() - seconds.keys())
+            raise LoadError(f"{silent} did not continue in {_DEADLINE_SECONDS:g} s")
+        resumed = (name for name, meter in meters.items() if meter.bytes > before[name])
+        seconds.update({name: now - restored_at for name in resumed if name not in seconds})
+        time.sleep(_POLL_SECONDS)
+    return seconds

@@ -16,7 +16,7 @@ _STREAMS = 8
 
 
 def measure(world: World) -> Iterator[Row]:
-    systems = world.everyone()
+    systems = world.systems()
     for key, rate in (("download", download), ("upload", upload), ("download8", download8)):
         wanted = sizes(systems, rate, world.plan.bulk_seconds)
         samples = alternate(systems, world.plan.rounds, sized(rate, wanted))
@@ -24,11 +24,12 @@ def measure(world: World) -> Iterator[Row]:
 
 
 def sized(rate: _Rate, wanted: Mapping[str, int]) -> Callable[[System], float]:
+    """Return `rate` with the size (bytes) of each system."""
     return lambda system: rate(system, wanted[system.name])
 
 
 def sizes(systems: Sequence[System], rate: _Rate, seconds: float) -> Mapping[str, int]:
-    """Bytes that keep each system busy for so long; finding out also warms it up."""
+    """Return the bytes that keep each system busy for `seconds`; the trial also warms the system up."""
     return {
         system.name: max(_PROBE_BYTES, int(rate(system, _PROBE_BYTES) * MIB * seconds)) for system in systems
     }

@@ -21,7 +21,7 @@ class _Entrance:
 
 
 def measure(world: World) -> Iterator[Row]:
-    """The client's own TLS is in it too: it is Python's, in the bench's process."""
+    """Measure both entrances. The client's own TLS counts too: Python's, in the bench's process."""
     plan, product = world.plan, world.product()
     entrances = [
         _Entrance("connect", product.connect["source"], product.connect["echo"]),

@@ -1,4 +1,4 @@
-"""New connections: the time to the first echo of one, and how many a second, 32 at once."""
+"""New connections: the time to the first echo, and connections per second, 32 at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SLOTS = 32
 
 
 def measure(world: World) -> Iterator[Row]:
-    plan, systems = world.plan, world.everyone()
+    plan, systems = world.plan, world.systems()
 
     def median_us(system: System) -> float:
         return 1e6 * statistics.median(connect_seconds(system.to["echo"], plan.connects))

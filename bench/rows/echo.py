@@ -1,4 +1,4 @@
-"""Echoes of 64 bytes: the time of one, and how many there are a second on 8 and on 64 connections."""
+"""Echoes of 64 bytes: the round trip, and echoes per second on 8 and on 64 connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.world import World
 
 
 def measure(world: World) -> Iterator[Row]:
-    plan, systems = world.plan, world.everyone()
+    plan, systems = world.plan, world.systems()
 
     def rate(connections: int, system: System) -> float:
         return echo_rate(system.to["echo"], connections, plan.rate_seconds)
@@ -23,5 +23,5 @@ def measure(world: World) -> Iterator[Row]:
 
 
 def median_us(count: int) -> Callable[[System], float]:
-    """Times so many echoes."""
+    """Return a measurement of the median round trip of `count` echoes, in microseconds."""
     return lambda system: 1e6 * statistics.median(echo_seconds(system.to["echo"], count))

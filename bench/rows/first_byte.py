@@ -1,4 +1,4 @@
-"""How many round trips pass until the first answer byte, when the client speaks first, on a 50 ms line."""
+"""Round trips until the first answer byte on a 50 ms line, if the client speaks first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNT = 5
 
 
 def measure(world: World) -> Iterator[Row]:
-    """The line lies between agent and server. One round trip is what the same line takes for an echo."""
+    """Measure with a line between agent and server. One round trip is the time of an echo over that line."""
     line = _line_seconds(world)
     samples = {"qanat": _first_bytes(world.fresh_product(delay_seconds=ONE_WAY_SECONDS), world, line)}
     if not world.no_ssh():

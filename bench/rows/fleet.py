@@ -1,4 +1,4 @@
-"""What attached agents cost the server while they do nothing: memory and processor time."""
+"""Memory and processor time of the server for idle attached agents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_core.identity import Role
 
 _PROCESSES = 2
 _WARM = 10
-"""Agents that attach before memory is first looked at: what they make the server load is no cost of one."""
+"""Agents that attach before the first look at memory, because the first ones make the server load code."""
 _WINDOWS = 5
 
 
@@ -27,9 +27,9 @@ def measure(world: World) -> Iterator[Row]:
         share = plan.fleet // _PROCESSES
         for number in range(_PROCESSES):
             _attach(stack, world, server, _WARM + number * share, share)
-        seen = int(qanat.metric(server.ops, "qanat_sessions"))
-        if seen != _WARM + share * _PROCESSES:
-            raise BenchError(f"{seen} agents are attached, not {_WARM + share * _PROCESSES}")
+        attached = int(qanat.metric(server.ops, "qanat_sessions"))
+        if attached != _WARM + share * _PROCESSES:
+            raise BenchError(f"{attached} agents are attached, not {_WARM + share * _PROCESSES}")
         settled_bytes([server.pid])
         window = plan.fleet_seconds / _WINDOWS
         percents = [cpu_percent([server.pid], window) for _ in range(_WINDOWS)]

@@ -1,4 +1,4 @@
-"""What the flight limit costs where nobody needs it: on loopback, beside the same programs with it off."""
+"""Cost of the flight limit on loopback, against the same programs without the limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.world import World
 
 _KEYS = FAMILIES["flight"]
 _MORE_ROUNDS = 3
-"""Three per cent are asked for: fewer are the noise of the machine."""
+"""Factor for the rounds, because the floor is three per cent, and fewer rounds have as much noise."""
 
 
 def measure(world: World) -> Iterator[Row]:
@@ -26,7 +26,7 @@ def measure(world: World) -> Iterator[Row]:
     with qanat.running(world.targets, world.fresh("unbounded"), bounded=False) as unbounded:
         systems = [world.product(), unbounded]
         bulk = [sized(rate, sizes(systems, rate, plan.bulk_seconds)) for rate in (download, download8)]
-        taken = [*((take, "MiB/s") for take in bulk), (median_us(plan.echoes), "us")]
-        for key, (take, unit) in zip(_KEYS, taken, strict=True):
-            samples = alternate(systems, rounds, take)
+        measurements = [*((rate, "MiB/s") for rate in bulk), (median_us(plan.echoes), "us")]
+        for key, (measurement, unit) in zip(_KEYS, measurements, strict=True):
+            samples = alternate(systems, rounds, measurement)
             yield Row(key, ratio(samples, "qanat", "unbounded"), unit, samples)

@@ -1,4 +1,4 @@
-"""What stands still costs memory: an idle agent, and an idle stream on both sides."""
+"""Memory of an idle agent, and of an idle stream on both sides."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from bench.usage import settled_bytes
 from bench.world import World
 
 _WARM_STREAMS = 8
-"""What the first streams load and fill is no cost of a stream."""
+"""Streams before the measurement, because the first ones load code and fill caches."""
 
 
 def measure(world: World) -> Iterator[Row]:
-    """Fresh processes each time: what others have used and freed would hide the cost."""
-    plan = world.plan
-    found = {"qanat": [_look(world.fresh_product(), plan.idle_streams) for _ in range(plan.memory_rounds)]}
+    """Measure on new processes each time, because memory that other rows freed would hide the cost."""
+    plan, rounds = world.plan, range(world.plan.memory_rounds)
+    results = {"qanat": [_measure_once(world.fresh_product(), plan.idle_streams) for _ in rounds]}
     if not world.no_ssh():
-        found["ssh"] = [_look(world.fresh_ssh(), plan.ssh_idle_streams)] * plan.memory_rounds
-    agents = {name: [agent for agent, _ in looks] for name, looks in found.items()}
-    streams = {name: [stream for _, stream in looks] for name, looks in found.items()}
+        results["ssh"] = [_measure_once(world.fresh_ssh(), plan.ssh_idle_streams)] * plan.memory_rounds
+    agents = {name: [agent for agent, _ in pairs] for name, pairs in results.items()}
+    streams = {name: [stream for _, stream in pairs] for name, pairs in results.items()}
     yield from _rows("agent_rss_mib", "MiB", agents, "the whole RSS, code included")
     yield from _rows("stream_kib", "KiB", streams, f"{plan.idle_streams} streams that echoed once")
 
 
-def _look(starting: AbstractContextManager[System], count: int) -> tuple[float, float]:
-    """MiB of the fresh agent, and KiB of a stream."""
+def _measure_once(starting: AbstractContextManager[System], count: int) -> tuple[float, float]:
+    """Return the MiB of the new agent and the KiB of a stream."""
     with starting as system:
         agent = settled_bytes(system.agent_pids)
         both = system.server_pids + system.agent_pids

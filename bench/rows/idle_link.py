@@ -1,4 +1,4 @@
-"""What an agent costs its link while nobody uses it, with either profile."""
+"""Bytes an hour on the link of an idle agent, with either profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many calls and files one byte and one connection take: the length of the paths, not their time."""
+"""Number of calls and files that one byte and one connection take: the paths' length, not their time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _UNITS = ("calls", "resumes", "files")
 
 
 def measure(world: World) -> Iterator[Row]:
-    """The value of a row is the calls of both programs together."""
-    for path, found in count_paths(world.fresh("paths"), world.plan.paths).items():
+    """Count all paths. The value of a row is the number of calls of both programs together."""
+    for path, counts in count_paths(world.fresh("paths"), world.plan.paths).items():
         samples = {
-            f"{process} {unit}": [float(getattr(both[process], unit)) for both in found]
+            f"{process} {unit}": [float(getattr(both[process], unit)) for both in counts]
             for process in PROGRAMS
             for unit in _UNITS
         }
-        calls = statistics.median(sum(count.calls for count in both.values()) for both in found)
+        calls = statistics.median(sum(count.calls for count in both.values()) for both in counts)
         yield Row(path, calls, "", samples, inside="paths")

@@ -1,4 +1,4 @@
-"""A hundred users who do not read: what they cost their neighbour, and what memory they hold."""
+"""A hundred users who do not read: their effect on another user, and the memory that they hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNT = 100
 _PROBE_BYTES = 64 * MIB
 _SETTLE_SECONDS = 0.3
 _GROWN_BYTES = 2 * MIB
-"""What the readers of the second case take before they stop: their credit has grown by then."""
+"""Bytes that the readers of the second case read before they stop, so that their credit has grown."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class _Condition:
 def measure(world: World) -> Iterator[Row]:
     plan, product = world.plan, world.product()
     conditions = [
-        _Condition("stalled", lambda: _crowd(product)),
+        _Condition("stalled", lambda: _stalled_users(product)),
         _Condition("alone", contextlib.nullcontext),
     ]
     size = int(download_rate(product.to["source"], 1, _PROBE_BYTES) * MIB * plan.bulk_seconds)
     tails: dict[str, list[float]] = {condition.name: [] for condition in conditions}
 
-    def look(condition: _Condition) -> float:
+    def measure_once(condition: _Condition) -> float:
         with condition.open():
             tails[condition.name].append(_p99_us(product, plan.echoes))
             return download_rate(product.to["source"], 1, size)
 
-    rates = alternate(conditions, plan.rounds, look)
+    rates = alternate(conditions, plan.rounds, measure_once)
     yield Row("stalled_kept", ratio(rates, "stalled", "alone"), "MiB/s", rates)
     yield Row("stalled_echo_p99", ratio(tails, "stalled", "alone"), "us", tails)
     yield _memory(world)
@@ -53,7 +53,7 @@ def _p99_us(product: Product, count: int) -> float:
 
 
 @contextlib.contextmanager
-def _crowd(product: Product) -> Iterator[None]:
+def _stalled_users(product: Product) -> Iterator[None]:
     both = product.server_pids + product.agent_pids
     with stalled_streams(product.to["source"], _COUNT):
         wait_quiet(both)
@@ -62,7 +62,7 @@ def _crowd(product: Product) -> Iterator[None]:
 
 
 def _memory(world: World) -> Row:
-    """The worse of two cases, on fresh processes: readers that never read, and readers that stop."""
+    """Measure two cases on new processes, readers that never read and readers that stop; return the worse."""
     cases = {"never read": 0, "stopped after 2 MiB": _GROWN_BYTES}
     samples: dict[str, list[float]] = {}
     for _ in range(world.plan.memory_rounds):

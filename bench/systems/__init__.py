@@ -1,1 +1,1 @@
-"""What is measured: the product, and the baselines that stand beside it."""
+"""Systems under test: the product and its baselines."""

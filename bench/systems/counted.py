@@ -1,9 +1,9 @@
-"""`python -m bench.systems.counted SOCKET PROGRAM ARGUMENTS`: that program, which counts its own calls.
+"""`python -m bench.systems.counted SOCKET PROGRAM ARGUMENTS`: run a program that counts its own calls.
 
-`SOCKET` is the path of a unix socket on which the program answers. The line `start` begins a count at zero,
-the line `read` is answered with the count so far: a JSON object from function to two numbers, how often the
-function was called and how often it was resumed after a wait. A function is named `file:line name`, with the
-path of its file below the root of the repository. Only functions of the product are counted, in all threads.
+`SOCKET` is the path of a unix socket on which the program answers. The line `start` resets the count. The
+line `read` returns the count: a JSON object from function to two numbers, its calls and its resumes after a
+wait. A function is named `file:line name`, with the path of its file below the root of the repository. Only
+functions of the product are counted, in all threads.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from types import CodeType, FrameType
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tunnel_core", "tunnel_server", "tunnel_agent", "tunnel_client", "certs")
 
-# Python 3.12 and newer run a comprehension inside of the function around it, Python 3.11 calls it.
+# Python 3.12 and newer run a comprehension inside its function; Python 3.11 calls it.
 _INLINED = {"<listcomp>", "<setcomp>", "<dictcomp>"}
 
 
 class CallCounter:
-    """Count the calls of functions of the product, and how often coroutines and generators are resumed.
+    """Calls of the product's functions, and resumes of its coroutines and generators.
 
-    A wait inside of ten coroutines that await each other resumes ten of them.
+    A wait inside ten coroutines that await each other counts as ten resumes.
     """
 
     def __init__(self) -> None:
@@ -38,17 +38,17 @@ class CallCounter:
         self._is_counting = False
 
     def start(self) -> None:
-        """Forget what was counted, and count."""
+        """Reset the counts, and count."""
         self._calls, self._resumes = Counter(), Counter()
         self._is_counting = True
 
     def read(self) -> dict[str, tuple[int, int]]:
-        """Return calls and resumes by function, since the last start."""
+        """Return calls and resumes by function since the last ``start``."""
         calls, resumes = self._calls.copy(), self._resumes.copy()
         return {_name_of(code): (calls[code], resumes[code]) for code in calls.keys() | resumes.keys()}
 
     def watch(self) -> None:
-        """Watch this thread and all that are started from now on."""
+        """Watch this thread and all threads that start later."""
         if sys.version_info >= (3, 12):
             self._watch_by_monitoring()
         else:
@@ -88,12 +88,12 @@ class CallCounter:
             return None
 
     def _beginning_of(self, code: CodeType) -> int | None:
-        """The offset at which a call of the function begins, or None if the function is not counted."""
+        """Return the offset at which a call of the function begins; None if the function is not counted."""
         try:
             return self._beginnings[code]
         except KeyError:
-            found = self._beginnings[code] = _beginning_of(code) if _is_ours(code) else None
-            return found
+            beginning = self._beginnings[code] = _beginning_of(code) if _is_ours(code) else None
+            return beginning
 
 
 def _beginning_of(code: CodeType) -> int:
@@ -131,7 +131,7 @@ def main() -> None:
     listener.bind(path)
     listener.listen()
     counter = CallCounter()
-    # Started before the watch, so that this thread is not watched on Python 3.11.
+    # The thread starts before the watch, so that Python 3.11 does not watch it.
     threading.Thread(target=_serve, args=(listener, counter), daemon=True).start()
     counter.watch()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""Starts the baseline on bare `grpc.aio`: see `grpc_process`."""
+"""Start the baseline on bare `grpc.aio`; see `grpc_process`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _MODULE = "bench.systems.grpc_process"
 
 @contextmanager
 def running(targets: Mapping[str, int], folder: Path) -> Iterator[System]:
+    """Start server and agent of the baseline in `folder`; stop them at the end. Raises `BenchError`."""
     folder.mkdir(parents=True)
     _write_certificates(folder)
     logs = server_log, agent_log = folder / "server.log", folder / "agent.log"

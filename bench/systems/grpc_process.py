@@ -1,10 +1,12 @@
 """One end of the baseline: bare `grpc.aio`, one call for each connection, raw bytes, 256 KiB reads.
 
-asyncio alone: no trio, no bridge, no mux, no credit. It has the tunnel's topology: the agent dials
-out with mTLS and keeps calls waiting, so that a new connection costs no extra round trip; the
-server gives each accepted connection to a waiting call, whose first message is the port to dial.
-An empty message from the server is the end of the user's half. This is the least that a tunnel on
-gRPC can do, hence the bar; what it leaves out (limits, reasons, memory bounds) it does not pay for.
+The baseline uses only asyncio: no trio, no bridge, no mux, no credit. It has the tunnel's topology. The agent
+dials out with mTLS and keeps calls waiting, so that a new connection costs no extra round trip. The server
+gives each accepted connection to a waiting call, whose first message is the port to dial. An empty message
+from the server is the end of the user's half.
+
+This is the least work of a tunnel on gRPC, so it is the baseline. Limits, reasons and memory bounds are
+missing, and their cost too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Write: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 
 async def relay(sock: socket.socket, read: Read, write: Write, end: Callable[[], Awaitable[None]]) -> None:
-    """Carries bytes both ways until both halves have ended; raises when either end breaks."""
+    """Carry bytes in both directions until both halves have ended. Raises if either end breaks."""
     async with asyncio.TaskGroup() as group:
         group.create_task(_carry_out(sock, write, end))
         group.create_task(_carry_in(sock, read))
@@ -56,6 +58,8 @@ async def _carry_in(sock: socket.socket, read: Read) -> None:
 
 
 class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """The server end: gives each accepted connection to a waiting call."""
+
     def __init__(self) -> None:
         self._arrivals: asyncio.Queue[tuple[socket.socket, int]] = asyncio.Queue()
 
@@ -89,7 +93,7 @@ def _tune(sock: socket.socket) -> None:
 
 
 async def serve(folder: Path, target_ports: list[int]) -> None:
-    """Runs the server end; prints its ports: the agent's first, then one for each target."""
+    """Run the server end. Prints its ports: the agent's first, then one for each target."""
     handler = Server()
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((handler,))
@@ -100,16 +104,19 @@ async def serve(folder: Path, target_ports: list[int]) -> None:
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in target_ports]
     for listener in listeners:
         listener.setblocking(False)
-    _say([agent_port, *(listener.getsockname()[1] for listener in listeners)])
+    _print([agent_port, *(listener.getsockname()[1] for listener in listeners)])
     await asyncio.gather(*map(handler.accept, listeners, target_ports))
 
 
 class Agent:
+    """The agent end: keeps calls waiting, and dials the target of each call that the server uses."""
+
     def __init__(self, channel: Any) -> None:
         self._method = channel.stream_stream(METHOD)
         self._calls: set[asyncio.Task[None]] = set()
 
-    def wait_for_one(self) -> None:
+    def start_call(self) -> None:
+        """Start a call that waits for a connection."""
         task = asyncio.create_task(self._carry())
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
@@ -117,7 +124,7 @@ class Agent:
     async def _carry(self) -> None:
         call = self._method()
         port = await call.read()
-        self.wait_for_one()
+        self.start_call()
         with contextlib.suppress(*BROKEN), socket.socket() as sock:
             try:
                 _tune(sock)
@@ -128,18 +135,19 @@ class Agent:
 
 
 async def dial(folder: Path, address: str) -> None:
+    """Run the agent end until cancelled. Prints `ready` when its calls wait."""
     key, chain, roots = (folder.joinpath(f"agent.{kind}").read_bytes() for kind in ("key", "crt", "ca"))
     credentials = grpc.ssl_channel_credentials(roots, key, chain)
     async with grpc.aio.secure_channel(address, credentials, options=OPTIONS) as channel:
         await channel.channel_ready()
         agent = Agent(channel)
         for _ in range(WAITING_CALLS):
-            agent.wait_for_one()
-        _say("ready")
+            agent.start_call()
+        _print("ready")
         await asyncio.Event().wait()
 
 
-def _say(value: object) -> None:
+def _print(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -1,6 +1,6 @@
-"""The product as people run it: `qanat-server run` and `qanat-agent run` with their own files.
+"""The product as users run it: `qanat-server run` and `qanat-agent run` with their own files.
 
-Everything is at its default, the log lines of streams included; only ports and folders are chosen.
+All settings are the defaults, also the log lines of streams; the bench chooses only ports and folders.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Server:
 
 
 def _installed(name: str) -> list[str]:
-    """The beginning of a command line: the program as it is installed."""
+    """Return the start of a command line: the installed program. Raises `BenchError` if it is missing."""
     path = Path(sys.executable).with_name(name)
     if not path.exists():
         raise BenchError(f"{path} is missing: install the project into this environment (pip install -e .)")
@@ -72,7 +72,7 @@ def _counted(folder: Path, name: str) -> list[str]:
 
 
 def counting_socket(folder: Path, name: str) -> Path:
-    """Where the program `name`, which runs in `folder` and is `counted`, tells its calls."""
+    """Return the socket on which the counted program `name` in `folder` reports its calls."""
     return folder / f"{name}.sock"
 
 
@@ -87,10 +87,10 @@ def running(
     bounded: bool = True,
     counted: bool = False,
 ) -> Iterator[Product]:
-    """A server and its agent, attached; `delay_seconds` each way on a loopback line between them.
+    """Start a server and an attached agent, with `delay_seconds` in each direction on loopback between them.
 
-    Not `bounded`: with the flight limit off, and under that name. `counted`: both programs count their calls,
-    and answer on the sockets of `counting_socket`.
+    `bounded=False`: the flight limit is off, and the system is named `unbounded`. `counted`: both programs
+    count their calls, and answer on the sockets of `counting_socket`. Raises `BenchError`.
     """
     run = _installed if bounded else _unbounded
     if counted:
@@ -119,6 +119,7 @@ def serving(
     ends: Ends = ON_LOOPBACK,
     run: Callable[[str], list[str]] = _installed,
 ) -> Iterator[Server]:
+    """Start a server with a `tcp` listener for each target; stop it at the end. Raises `BenchError`."""
     folder.mkdir(parents=True)
     agents, https, web, ops, *tcp = free_ports(4 + len(targets), ends.server)
     authority = _authority(folder, ends.address)
@@ -187,21 +188,22 @@ def _authority(folder: Path, address: str) -> Authority:
 
 
 def issue(authority: Authority, role: Role, name: str, path: Path) -> None:
-    """Writes the bundle of a new leaf."""
+    """Issue a certificate and write its bundle to `path`."""
     leaf = authority.issue(role, name)
     identity = SpiffeId(authority.trust_domain, role, name)
     write_bundle(path, Bundle(identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem))
 
 
-# ------------------------------------------------------------------------------- what it tells
+# ------------------------------------------------------------------------- readiness and metrics
 
 
 def is_attached(server: Server, agent_ops: int, agent: Place) -> bool:
-    """Whether both ends say so: on a slow line the agent knows first."""
+    """Whether both ends report the session, because on a slow line the agent reports it first."""
     return is_ready(agent_ops, agent) and metric(server.ops, "qanat_sessions", server.place) == 1
 
 
 def is_ready(ops: int, place: Place = HERE) -> bool:
+    """Whether `/readyz` at the port `ops` answers 200."""
     try:
         return _get(ops, "/readyz", place)[0] == http.client.OK
     except OSError:
@@ -209,16 +211,16 @@ def is_ready(ops: int, place: Place = HERE) -> bool:
 
 
 def metric(ops: int, name: str, place: Place = HERE) -> float:
-    """The sum of a metric's series."""
+    """Return the sum of a metric's series. Raises `BenchError` if there is none."""
     _, text = _get(ops, "/metrics", place)
-    found = [line.split()[-1] for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
-    if not found:
+    values = [line.split()[-1] for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+    if not values:
         raise BenchError(f"/metrics has no {name}")
-    return sum(map(float, found))
+    return sum(map(float, values))
 
 
 def labelled(ops: int, series: str) -> float:
-    """One series of a counter, by its name with labels; 0 before it has counted anything."""
+    """Return one series of a counter, by its name with labels; 0 before its first count."""
     _, text = _get(ops, "/metrics", HERE)
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{series} "))
 
@@ -251,7 +253,7 @@ def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, D
 
 
 def connect_to(server: Server) -> Callable[..., socket.socket]:
-    """What opens a connection to ``node:port``, for a user of its own."""
+    """Return a function that opens a connection to `node:port`, as a new user."""
     bundle = server.log.parent / "user.pem"
     issue(server.authority, Role.USER, "bench", bundle)
     context = ssl.create_default_context(cafile=str(server.log.parent / "trust.pem"))

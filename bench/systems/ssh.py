@@ -1,4 +1,4 @@
-"""`ssh -R`, the tool people have: a real sshd on a high port is the server, the ssh client the agent."""
+"""`ssh -R` as a baseline: a real sshd on a high port is the server, the ssh client is the agent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MaxStartups 100
 
 
 def missing() -> str:
-    """What is not installed, as a sentence; empty when all is there."""
+    """Return which programs are not installed, as a sentence; empty if all are."""
     absent = [name for name in ("sshd", "ssh", "ssh-keygen") if not _find(name)]
     return f"{' and '.join(absent)} not found: install OpenSSH's server and client" if absent else ""
 
@@ -44,7 +44,10 @@ def _find(name: str) -> str:
 def running(
     targets: Mapping[str, int], folder: Path, *, delay_seconds: float = 0.0, ends: Ends = ON_LOOPBACK
 ) -> Iterator[System]:
-    """`delay_seconds`: what a line on loopback between the two holds every byte back, each way."""
+    """Start sshd and `ssh -R`, with `delay_seconds` in each direction on loopback between them.
+
+    Raises `BenchError`.
+    """
     folder.mkdir(parents=True)
     sshd_port, *user_ports = free_ports(1 + len(targets), ends.server)
     ports = dict(zip(targets, user_ports, strict=True))
@@ -88,5 +91,5 @@ def _write_keys(folder: Path, address: str, port: int) -> None:
         subprocess.run([_find("ssh-keygen"), *words], check=True, stdin=subprocess.DEVNULL)  # noqa: S603
     shutil.copy(folder / "user.pub", folder / "authorized")
     (folder / "sshd_config").write_text(_SSHD_CONFIG.format(address=address, port=port, folder=folder))
-    if os.geteuid() == 0:  # sshd as root wants its empty folder, which only a service start makes
+    if os.geteuid() == 0:  # sshd as root needs its empty folder, which only a service start makes
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every row sees of a system: how to reach the targets through it, and which processes it is."""
+"""A system as every row sees it: dials to the targets through the system, and its processes."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class System:
 
 
 def on_loopback(ports: Mapping[str, int], place: Place = HERE) -> dict[str, Dial]:
-    """Dials for targets that are plain loopback ports of the place."""
+    """Return dials for targets on plain loopback ports of the place."""
     return {role: dialler("127.0.0.1", port, place) for role, port in ports.items()}

@@ -1,6 +1,6 @@
-"""`python -m bench.systems.unbounded PROGRAM ARGUMENTS`: that program with its flight limit off.
+"""`python -m bench.systems.unbounded PROGRAM ARGUMENTS`: run a program with its flight limit off.
 
-Whoever runs a fleet has no use for that, so there is no setting.
+There is no setting for that, because no operator of a fleet needs it.
 """
 
 from __future__ import annotations

@@ -248,8 +248,8 @@ async def test_a_running_agent_imports_nothing_heavy_that_it_does_not_need() -> 
     ("answer", "sentence"),
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n", "is it another program?"),
-        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "it answered 404 Not Found"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "what answers there is no agent"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "the listener answered 404 Not Found"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "the program that answers there is not an agent"),
     ],
 )
 async def test_status_tells_what_answers_instead_of_an_agent(

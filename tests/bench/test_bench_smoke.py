@@ -153,7 +153,7 @@ def test_exchanges_are_counted_from_the_end_of_one_to_the_end_of_another() -> No
     count = count_exchanges(carried, 1.9, ended, pause_seconds=0.2)
     assert count.bytes == 100 * round(count.seconds / 0.5) > 0
     ended.set()
-    with pytest.raises(LoadError, match="nothing to count"):
+    with pytest.raises(LoadError, match="a count needs two"):
         count_exchanges(carried, 60, ended, pause_seconds=0.2)
 
 

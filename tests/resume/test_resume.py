@@ -214,7 +214,7 @@ async def test_the_agent_shows_what_became_of_its_link_without_being_looked_at(
         state = AgentState("edge1", ("a:1",), trio.current_time)
         assert site.agent.link is not None
         state.attached(site.agent.link)
-        site.on_state_change = state.look
+        site.on_state_change = state.note_link
         await site.streams()
         await trio.sleep(2.5)  # nothing moves, and nothing is lost
         await site.pass_time(3)  # what was late comes after all, over the same carrier

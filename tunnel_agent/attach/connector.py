@@ -1,4 +1,4 @@
-"""From a server's address to a link that stays: proxy, carrier, the attach's steps, resumption, route."""
+"""Attach to a server and keep the session: proxy, carrier, handshake, failover and route watching."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ from tunnel_core.wire.frames import Hello, Service, SessionSecret, Welcome
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LEAST_DIAL_SECONDS = 0.1
-"""What a look-up that took nearly all of the time leaves to the dial."""
+"""Least time for the dial, also after a look-up that used nearly all of the connect timeout."""
 _PROBE_SECONDS, _PROBE_PAUSE_SECONDS = 15.0, 1.0
-"""A probe that comes too early for the node's budget waits at most so long: one attach is due every 5 s."""
+"""How long a probe retries while the server refuses it with ``too_many_attaches``, and the pause between
+two tries. The server's budget allows a node one attach every 5 s."""
 _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
-"""How long a hello waits for its answer. The dial before it took three round trips, so four of it are
-twelve; a way that has ended since then must not hold one of the two attempts for longer."""
+"""How long the agent waits for the welcome: four times the duration of the dial, but at least 3 s. A dial
+takes three round trips, so four dials are twelve. A path that failed after the dial must not hold one of
+the two attempts for longer."""
 
 
 @dataclass(slots=True)
 class Connector:
-    """Makes links to servers for one node.
+    """Opens sessions with servers for one node.
 
-    ``on_open`` hears of each stream that a server opens; for ``on_state_change`` see ``SessionFailover``.
-    Whoever keeps links runs ``route``, so that a changed way is noticed at once.
+    ``on_open`` is called with each stream that a server opens; ``SessionFailover`` describes
+    ``on_state_change``. A caller that keeps sessions runs ``route.run``, to notice a changed route at once.
     """
 
     bridge: Bridge
@@ -61,24 +63,24 @@ class Connector:
     services: tuple[Service, ...]
     on_open: Callable[[TunnelStream], None]
     on_state_change: Callable[[SessionEvent | None], None]
-    on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle
-    """Gets the roots (PEM) that a server tells in its welcome, and the bundle. Returns the bundle for the
-    next attaches. Must not block or raise."""
+    on_roots: Callable[[bytes, Bundle], Bundle] = lambda roots_pem, bundle: bundle
+    """Called with the roots (PEM) of a server's welcome and the bundle. Returns the bundle for the next
+    attaches. Must not block or raise."""
     max_wait_seconds: float = 30.0
     metered: bool = False
     cap: TokenBucket | None = None
-    """Of what the agent sends, over all its sessions; the server is asked to keep to the same rate."""
+    """Limits what the agent sends over all its sessions. The hello asks the server to keep to the rate."""
     resolve: Resolve = resolve_server
-    """Looks up servers and proxies, anew for each attempt."""
+    """Looks up the names of servers and proxies; called for each attempt."""
     route: RouteWatcher = field(init=False)
     pool: CreditPool = field(init=False)
     send_pool: SendPool = field(init=False)
     _failover: SessionFailover | None = field(init=False, default=None)
     _offered: Attachment | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
-    _number: int = field(init=False, default=0)
-    _reached: Sequence[str] = field(init=False, default=())
-    """The addresses of the first hop of the newest carrier: one of them is its peer's."""
+    _attempt_number: int = field(init=False, default=0)
+    _first_hop_addresses: Sequence[str] = field(init=False, default=())
+    """Addresses of the first hop (server or proxy) of the newest carrier, one of them its peer's."""
 
     def __post_init__(self) -> None:
         self.pool = CreditPool(self.limits.credit_pool)
@@ -90,118 +92,122 @@ class Connector:
             self._failover.route_changed()
 
     def use_bundle(self, bundle: Bundle) -> None:
-        """Attaches go by this bundle from now on; a session moves to a carrier that shows its certificate."""
-        is_fresh, self.bundle = bundle.chain_pem != self.bundle.chain_pem, bundle
-        if is_fresh and self._failover is not None:
+        """Use ``bundle`` for the next attaches.
+
+        If its certificate is a new one, the running session moves to a carrier that presents the new one.
+        """
+        is_new, self.bundle = bundle.chain_pem != self.bundle.chain_pem, bundle
+        if is_new and self._failover is not None:
             self._failover.refresh()
 
     @asynccontextmanager
     async def open_link(self, server: str) -> AsyncIterator[Session]:
-        """Attaches to ``server`` and yields the link, which lives until the block ends.
+        """Attach to ``server`` (``host:port``) and yield the session, which ends with the block.
 
-        While it lives, its lost carriers are replaced. Raises ``Refused`` if the server cannot be attached
-        to.
+        Lost carriers are replaced meanwhile. Raises ``Refused`` if the attach fails. Cancelled during the
+        attach, it leaves no carrier behind.
         """
-        link = self._begin_offered(server) or await self._begin(server)
-        attach = functools.partial(self._attempt, server, link)
-        self._failover = resumer = SessionFailover(
-            link,
+        session = self._start_offered(server) or await self._start_new(server)
+        attach = functools.partial(self._attach, server, session)
+        self._failover = failover = SessionFailover(
+            session,
             attach,
             response_timeout_seconds=self.connect_timeout_seconds,
             max_wait_seconds=self.max_wait_seconds,
             on_state_change=self.on_state_change,
-            on_carried=self._watch_way,
+            on_carried=self._watch_route,
             attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
         )
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(link.run)
-                nursery.start_soon(resumer.run)
-                yield link
-                link.end(Reason.AGENT_STOPPING)
+                nursery.start_soon(session.run)
+                nursery.start_soon(failover.run)
+                yield session
+                session.end(Reason.AGENT_STOPPING)
         finally:
-            self._failover, self._offered = None, resumer.offered
+            self._failover, self._offered = None, failover.offered
 
-    async def _begin(self, server: str) -> Session:
-        """A new session on a carrier of its own. Raises ``Refused``."""
-        attempt = await self._attempt(server, None, self.connect_timeout_seconds)
-        return self._use(attempt)
+    async def _start_new(self, server: str) -> Session:
+        """Start a session on a new carrier. Raises ``Refused``."""
+        attachment = await self._attach(server, None, self.connect_timeout_seconds)
+        return self._start_on(attachment)
 
-    def _begin_offered(self, server: str) -> Session | None:
-        """A new session on the carrier on which this server said that it does not know the old one."""
-        attempt, self._offered = self._offered, None
-        if attempt is None:
+    def _start_offered(self, server: str) -> Session | None:
+        """Start the session that the server offered because it did not know the old one, if it did."""
+        attachment, self._offered = self._offered, None
+        if attachment is None:
             return None
         try:
-            if attempt.peer_address == server:
-                return self._use(attempt)
-        except Refused:  # it broke, or the server's patience ended
+            if attachment.peer_address == server:
+                return self._start_on(attachment)
+        except Refused:  # the carrier broke, or the server's attach timeout passed
             pass
-        attempt.abandon()
+        attachment.abandon()
         return None
 
-    def _use(self, attempt: Attachment) -> Session:
-        link = self._make_link(attempt)
-        attempt.use(link)
-        return link
+    def _start_on(self, attachment: Attachment) -> Session:
+        session = self._make_session(attachment)
+        attachment.use(session)
+        return session
 
     async def probe(self, server: str) -> Welcome:
         """Attach up to the server's welcome, so that a running agent of the same node keeps its session.
 
-        Ask again where the node has attached too often lately, as a running agent does. Raises ``Refused``.
+        Like a running agent, retry for 15 s if the node has attached too often lately. Raises ``Refused``.
         """
-        give_up = trio.current_time() + _PROBE_SECONDS
+        give_up_at = trio.current_time() + _PROBE_SECONDS
         while True:
             try:
-                attempt = await self._attempt(server, None, self.connect_timeout_seconds)
+                attachment = await self._attach(server, None, self.connect_timeout_seconds)
             except Refused as refused:
                 is_early = refused.reason is Reason.TOO_MANY_ATTACHES
-                if not is_early or trio.current_time() + _PROBE_PAUSE_SECONDS > give_up:
+                if not is_early or trio.current_time() + _PROBE_PAUSE_SECONDS > give_up_at:
                     raise
                 await trio.sleep(_PROBE_PAUSE_SECONDS)
             else:
-                attempt.abandon()
-                return attempt.welcome
+                attachment.abandon()
+                return attachment.welcome
 
-    async def _attempt(
+    async def _attach(
         self,
         server: str,
-        link: Session | None,
+        session: Session | None,
         response_timeout_seconds: float,
-        connected: Callable[[], bool] = lambda: False,
+        on_connected: Callable[[], bool] = lambda: False,
         decide: Callable[[Attachment], None] | None = None,
     ) -> Attachment:
-        """A new carrier to ``server``, welcomed for a new session or for that of ``link``; see ``Attach``.
+        """Dial a carrier to ``server`` and attach it, for ``session`` or for a new one; see ``Attach``.
 
         Raises ``Refused``. Cancelled, it leaves no carrier behind.
         """
         proxy = self._proxy_for(server)
         host, _ = split_host_port(proxy.address if proxy else server)
         deadline = trio.current_time() + response_timeout_seconds
-        addresses = await self._look_up(host, response_timeout_seconds)
-        began = trio.current_time()
+        addresses = await self._resolve_host(host, response_timeout_seconds)
+        dial_started_at = trio.current_time()
         carrier = await self._dial(server, proxy, addresses, deadline)
-        took = trio.current_time() - began
-        self._reached = addresses
-        self._number += 1
-        use = connected()
-        attempt = Attachment(carrier, AgentHandshake(self._hello(self._number, link, use=use)), decide)
-        answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * took)
-        await attempt.settle(
+        dial_seconds = trio.current_time() - dial_started_at
+        self._first_hop_addresses = addresses
+        self._attempt_number += 1
+        use = on_connected()
+        hello = self._hello(self._attempt_number, session, use=use)
+        attachment = Attachment(carrier, AgentHandshake(hello), decide)
+        answer_seconds = max(_LEAST_ANSWER_SECONDS, _ANSWER_DIALS * dial_seconds)
+        await attachment.settle(
             min(self.limits.attach_timeout_seconds, response_timeout_seconds, answer_seconds)
         )
-        if attempt.welcome.trust_bundle:
-            self.bundle = self.on_roots(attempt.welcome.trust_bundle, self.bundle)
-        return attempt
+        if attachment.welcome.trust_bundle:
+            self.bundle = self.on_roots(attachment.welcome.trust_bundle, self.bundle)
+        return attachment
 
-    async def _watch_way(self) -> None:
-        self.route.watch(self._reached)
+    async def _watch_route(self) -> None:
+        self.route.watch(self._first_hop_addresses)
 
-    def _make_link(self, attempt: Attachment) -> Session:
-        assert attempt.steps.hello is not None
+    def _make_session(self, attachment: Attachment) -> Session:
+        assert attachment.steps.hello is not None
         return Session(
-            attempt.steps.hello,
-            attempt.welcome,
+            attachment.steps.hello,
+            attachment.welcome,
             opener=False,
             node=self.bundle.identity.name,
             limits=self.limits,
@@ -211,7 +217,7 @@ class Connector:
             on_open=self.on_open,
         )
 
-    async def _look_up(self, host: str, response_timeout_seconds: float) -> Sequence[str]:
+    async def _resolve_host(self, host: str, response_timeout_seconds: float) -> Sequence[str]:
         try:
             with trio.fail_after(response_timeout_seconds):
                 return await self.resolve(host)
@@ -225,7 +231,7 @@ class Connector:
     async def _dial(
         self, server: str, proxy: Proxy | None, addresses: Sequence[str], deadline: float
     ) -> Carrier:
-        """Over all ``addresses`` of the server, which gRPC races, or over those of the proxy in turn."""
+        """Dial the server at ``addresses``, which gRPC races, or the proxy at each of them in turn."""
         settings = DialSettings(
             server=server,
             roots_pem=self.bundle.roots_pem,
@@ -250,16 +256,16 @@ class Connector:
         except ProxyError as error:
             raise Refused(Reason.CARRIER_LOST, str(error)) from error
 
-    def _hello(self, number: int, link: Session | None, *, use: bool) -> Hello:
+    def _hello(self, attempt_number: int, session: Session | None, *, use: bool) -> Hello:
         return Hello(
             version=VERSION,
-            attempt=number,
+            attempt=attempt_number,
             instance=self._instance,
             boot=_boot_id(),
             software=SOFTWARE,
-            session=link.welcome.session if link else b"",
-            secret=link.welcome.secret if link else SessionSecret(),
-            have=link.received if link else 0,
+            session=session.welcome.session if session else b"",
+            secret=session.welcome.secret if session else SessionSecret(),
+            have=session.received if session else 0,
             services=self.services,
             initial_credit=self.limits.initial_credit,
             metered=self.metered,
@@ -273,10 +279,10 @@ def connector_of(
     bridge: Bridge,
     on_open: Callable[[TunnelStream], None],
     on_state_change: Callable[[SessionEvent | None], None],
-    on_roots: Callable[[bytes, Bundle], Bundle] = lambda told, bundle: bundle,
+    on_roots: Callable[[bytes, Bundle], Bundle] = lambda roots_pem, bundle: bundle,
     cap: TokenBucket | None = None,
 ) -> Connector:
-    """Return what attaches ``installation``; for the callbacks see ``Connector``."""
+    """Return the connector of ``installation``; for the callbacks see ``Connector``."""
     session = installation.config.session
     return Connector(
         bridge=bridge,
@@ -295,7 +301,7 @@ def connector_of(
 
 
 def _boot_id() -> bytes:
-    """The kernel's name for this boot; empty where there is none to read."""
+    """Return the kernel's id of this boot, or no bytes if it cannot be read."""
     try:
         return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
     except (OSError, ValueError):

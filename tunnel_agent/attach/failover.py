@@ -1,6 +1,6 @@
-"""Keeps the session of one link going over carrier after carrier. ``failover_policy`` decides; this does.
+"""Replace the carriers of one session. ``FailoverPolicy`` decides when; this module dials and moves.
 
-Every attempt is a new connection to the server that holds the session, its name looked up anew.
+Every attempt is a new connection to the server that holds the session, after a new look-up of its name.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ from tunnel_core.telemetry.logs import log_event
 _log = logging.getLogger("qanat.attach")
 
 _LINGER_SECONDS = 2.0
+"""How long a carrier without a fault stays open after a move, so that the server can close it first."""
 
 
 class Attach(Protocol):
-    """Makes a carrier for the link's session and takes it to the welcome. Raises ``Refused``.
+    """Dials a carrier for the session and attaches it up to the welcome. Raises ``Refused``.
 
-    ``connected`` is asked between the two: whether the hello shall say ``use``. ``decide`` is for
-    ``Attachment``.
+    ``on_connected`` is called after the dial and returns whether the hello carries ``use``. ``decide`` is
+    for ``Attachment``.
     """
 
     async def __call__(
         self,
         response_timeout_seconds: float,
-        connected: Callable[[], bool],
+        on_connected: Callable[[], bool],
         decide: Callable[[Attachment], None],
     ) -> Attachment: ...
 
 
 class SessionFailover:
-    """Runs beside its link, and ends with it.
+    """Runs beside its session, and ends with it.
 
-    ``offered``: a server that does not know the session offers a new one with this attempt, which whoever
-    ran the resumer is to use or to abandon.
+    ``offered`` is the attachment on which a server that does not know the session offers a new one. The
+    caller of ``run`` uses or abandons it.
 
-    ``on_state_change`` is called with each event of the link, and with None whenever it may stand otherwise
-    without one. ``on_carried`` is called for each carrier that the link was moved to, its first included.
+    ``on_state_change`` is called with each event of the session, and with None whenever the state may have
+    changed without an event. ``on_carried`` is called for each carrier of the session, also for the first.
     """
 
     def __init__(
         self,
-        link: Session,
+        session: Session,
         attach: Attach,
         *,
         response_timeout_seconds: float,
@@ -62,11 +63,11 @@ class SessionFailover:
         on_carried: Callable[[], Awaitable[None]],
         attempt_seconds: float = 1.5,
     ) -> None:
-        self._link = link
+        self._session = session
         self._attach = attach
-        self._on_look = on_state_change
+        self._on_state_change = on_state_change
         self._on_carried = on_carried
-        self._attempts = FailoverPolicy(
+        self._policy = FailoverPolicy(
             response_timeout_seconds=response_timeout_seconds,
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
@@ -74,71 +75,70 @@ class SessionFailover:
         self.offered: Attachment | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
-        self._left: Attachment | None = None
-        link.on_event = self._on_event
+        self._old: Attachment | None = None
+        session.on_event = self._on_event
 
     def route_changed(self) -> None:
-        """The kernel has another way to the server now: the carrier may be dead, and says nothing."""
-        way = self._link.attachment
-        if way is not None and way.carrier.lost_local_address():
-            self._link.carrier_lost("the address that it went out from is no longer this machine's")
-        self._attempts.route_changed()
-        self._look()
+        """Note a new route to the server, because the carrier may be dead without an error."""
+        attachment = self._session.attachment
+        if attachment is not None and attachment.carrier.lost_local_address():
+            self._session.carrier_lost("this machine no longer has the address that the carrier used")
+        self._policy.route_changed()
+        self._wake()
 
     def refresh(self) -> None:
-        """The session shall go over to a new carrier, which shows what this node shows now."""
-        self._attempts.refresh()
-        self._look()
+        """Move the session to a new carrier, which presents the node's present certificate."""
+        self._policy.refresh()
+        self._wake()
 
     def _on_event(self, _: Session, event: SessionEvent) -> None:
-        link = self._link
+        session = self._session
         if event is SessionEvent.RESUMED:
-            log_event(_log, logging.INFO, "resumed the session", session=link.session_id)
-        elif event is SessionEvent.LOST and link.lost is not None:
-            sentence = f"the link was lost: {link.lost.detail}; its streams wait"
-            fields = {"reason": link.lost.reason, "streams": len(link.streams)}
-            log_event(_log, logging.WARNING, sentence, session=link.session_id, **fields)
-        self._on_look(event)
-        self._look()
+            log_event(_log, logging.INFO, "resumed the session", session=session.session_id)
+        elif event is SessionEvent.LOST and session.lost is not None:
+            sentence = f"the link was lost: {session.lost.detail}; its streams wait"
+            fields = {"reason": session.lost.reason, "streams": len(session.streams)}
+            log_event(_log, logging.WARNING, sentence, session=session.session_id, **fields)
+        self._on_state_change(event)
+        self._wake()
 
-    def _look(self) -> None:
+    def _wake(self) -> None:
         self._timer.cancel()
 
     async def run(self) -> None:
-        """Replaces carriers until the link has ended, or until cancelled."""
+        """Replace carriers until the session has ended. Cancellation abandons the attempts under way."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_around, nursery)
+            nursery.start_soon(self._poll_policy, nursery)
             nursery.start_soon(self._on_carried)
-            await self._link.wait_ended()
+            await self._session.wait_ended()
             nursery.cancel_scope.cancel()
 
-    async def _look_around(self, nursery: trio.Nursery) -> None:
+    async def _poll_policy(self, nursery: trio.Nursery) -> None:
         while True:
-            self._on_look(None)  # no event tells of a late answer that came
+            self._on_state_change(None)  # no event reports the arrival of a late answer
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
-            self._act(self._attempts.poll(now, self._carried(), chance), nursery)
-            is_late = self._link.statistics().late_since < math.inf
-            if self._link.attachment is not None:  # lets another carrier through beside it
-                self._link.attachment.carrier.throttle(enabled=self._attempts.is_trying and is_late)
-            with trio.CancelScope(deadline=self._next_look()) as self._timer:
+            self._act(self._policy.poll(now, self._carrier_status(), chance), nursery)
+            is_late = self._session.statistics().late_since < math.inf
+            if self._session.attachment is not None:  # leaves bandwidth to the attempt beside it
+                self._session.attachment.carrier.throttle(enabled=self._policy.is_trying and is_late)
+            with trio.CancelScope(deadline=self._next_poll_at()) as self._timer:
                 await trio.sleep_forever()
 
-    def _next_look(self) -> float:
-        """While something is late, each answer may be the one that ends it: look again soon."""
-        if self._attempts.due == math.inf and not self._scopes:
+    def _next_poll_at(self) -> float:
+        """Return when to poll next: soon while an answer is late, because any answer may end the trouble."""
+        if self._policy.due == math.inf and not self._scopes:
             return math.inf
-        return min(
-            self._attempts.due, trio.current_time() + self._link.statistics().response_timeout_seconds / 4
-        )
+        response_timeout_seconds = self._session.statistics().response_timeout_seconds
+        return min(self._policy.due, trio.current_time() + response_timeout_seconds / 4)
 
-    def _carried(self) -> CarrierStatus:
-        now = self._link.statistics()
+    def _carrier_status(self) -> CarrierStatus:
+        statistics = self._session.statistics()
         return CarrierStatus(
-            self._link.lost is not None,
-            now.is_silent,
-            now.last_received_at,
-            now.response_timeout_seconds,
-            now.late_since,
+            self._session.lost is not None,
+            statistics.is_silent,
+            statistics.last_received_at,
+            statistics.response_timeout_seconds,
+            statistics.late_since,
         )
 
     def _act(self, actions: list[Action], nursery: trio.Nursery) -> None:
@@ -146,7 +146,7 @@ class SessionFailover:
             if isinstance(action, Abandon):
                 self._abandon(action.number)
             else:
-                self._link.ping_now()
+                self._session.ping_now()
                 nursery.start_soon(self._try, action)
 
     def _abandon(self, number: int) -> None:
@@ -157,26 +157,25 @@ class SessionFailover:
     async def _try(self, start: Start) -> None:
         number, used = start.number, False
         with trio.CancelScope() as self._scopes[number]:
-            connected = functools.partial(self._connected, number)
+            on_connected = functools.partial(self._connected, number)
+            decide = functools.partial(self._welcomed, number)
             try:
-                attempt = await self._attach(
-                    start.response_timeout_seconds, connected, functools.partial(self._welcomed, number)
-                )
-                used = attempt.is_used
+                attachment = await self._attach(start.response_timeout_seconds, on_connected, decide)
+                used = attachment.is_used
             except Refused as refused:
                 self._note_failure(refused)
         del self._scopes[number]
-        self._attempts.failed(number)
-        self._look()
+        self._policy.failed(number)
+        self._wake()
         if used:
             try:
                 await self._on_carried()
             finally:
-                await self._let_go()
+                await self._abandon_old()
 
-    async def _let_go(self) -> None:
-        """What was left without a fault is closed by the server, when that has heard of the move."""
-        old, self._left = self._left, None
+    async def _abandon_old(self) -> None:
+        """Abandon the old carrier of a refresh, after the server had time to see the move and to close it."""
+        old, self._old = self._old, None
         if old is not None:
             try:
                 await trio.sleep(_LINGER_SECONDS)
@@ -184,37 +183,37 @@ class SessionFailover:
                 old.abandon()
 
     def _connected(self, number: int) -> bool:
-        """The server was reached: whether the session moves with the hello."""
-        return self._link.ended is None and self._attempts.connected(number, self._carried())
+        """Whether the session moves with the hello, now that attempt ``number`` has reached the server."""
+        return self._session.ended is None and self._policy.connected(number, self._carrier_status())
 
-    def _welcomed(self, number: int, attempt: Attachment) -> None:
-        """The server answered: move, or stay with what is there. Raises ``Refused``."""
-        link = self._link
-        if link.ended is not None or not self._attempts.welcomed(number, self._carried()):
-            attempt.abandon()
-        elif not attempt.welcome.resumed:
-            attempt.keep()
-            self.offered = attempt
-            link.end(Reason.UNKNOWN_SESSION)
+    def _welcomed(self, number: int, attachment: Attachment) -> None:
+        """Move the session to ``attachment``, or abandon it. Raises ``Refused``."""
+        session = self._session
+        if session.ended is not None or not self._policy.welcomed(number, self._carrier_status()):
+            attachment.abandon()
+        elif not attachment.welcome.resumed:
+            attachment.keep()
+            self.offered = attachment
+            session.end(Reason.UNKNOWN_SESSION)
         else:
-            self._use(attempt)
-            for action in self._attempts.moved(trio.current_time()):
+            self._use(attachment)
+            for action in self._policy.moved(trio.current_time()):
                 self._abandon(action.number)
 
-    def _use(self, attempt: Attachment) -> None:
-        old = self._link.attachment if self._attempts.refreshes else None
+    def _use(self, attachment: Attachment) -> None:
+        old = self._session.attachment if self._policy.refreshes else None
         if old is not None:
             old.close_delayed = True
         try:
-            attempt.use(self._link)
+            attachment.use(self._session)
         except BaseException:
             if old is not None:
                 old.close_delayed = False
             raise
-        self._left = old
+        self._old = old
 
     def _note_failure(self, refused: Refused) -> None:
         if refused.reason.retry is Retry.SAME_SESSION:
             log_event(_log, logging.INFO, f"not resumed yet: {refused.detail}", reason=refused.reason)
         else:
-            self._link.end(refused.reason, refused.detail)
+            self._session.end(refused.reason, refused.detail)

@@ -1,35 +1,35 @@
-"""When an agent tries another carrier for its session, and when it moves. No I/O, no clock, no chance.
+"""When an agent tries another carrier for its session, and when it moves. No I/O, clock or randomness.
 
-1. Trouble is: no carrier, or something late, or a route that changed. It only starts attempts beside the
-   carrier that is there; a congested link must not be flooded with copies.
-2. Quick while the trouble is young: a new attempt every one to two seconds (metered: 3 to 7), because
-   whoever waits for TCP's back-off comes back seconds late. At most two at a time; a third takes the
-   place of the younger one, as the older one is for a way that turned out to be slow. One that is
-   connected is replaced by none: its answer is under way. The stride stretches with the round trip, or a
-   satellite would never be reached, up to a bound: one pong that sat out an outage must not keep the agent
-   from trying.
-3. Later one at a time, with full jitter and a cap: the network is away, or the server, and
-   a fleet must not come back in one instant.
-4. Make before break. An attempt that was welcomed is used only if the old carrier is gone, or brought
-   nothing since the attempt began, or *is backlogged*: something that was late before the attempt began still
-   is. A new connection takes five round trips through whatever queue the network has; so the old one's
-   is its own, such as megabytes that TCP took in at the speed of a network that was left. Otherwise it
-   is dropped: the old one is alive, however slow. A drowning one is left once in a while only, since
-   each move says again what was under way.
-5. A session without a carrier has nothing to stay with, so the choice can be made as soon as the server is
-   reached: the hello says ``use``, which spares the streams a round trip. Such an attempt is *bound*. The
-   next may be only when it has failed, so that the server never hears two; the others go on as they are,
-   and one that is welcomed before is used. While the old carrier may live this is not done: a server that
-   is merely slow takes connections before it answers pings.
-6. While something is late though other things are heard, one attempt in ten seconds finds out whether the
-   carrier drowns: the others of rule 2 are for silence.
-7. A carrier that is late is held back while anything is tried beside it (whoever acts for us sees to it):
-   else what TCP took in fills the queue of a thin link, in which the attempt's packets wait and are dropped.
-8. Trouble that is over abandons what is under way. What comes soon after is the same trouble, unless the
-   session has moved: then network and server were there, and the next trouble is as young as any.
-9. A carrier may have to be replaced though nothing is wrong with it (``refresh``): it shows a certificate
-   that another one has followed. Then one attempt at a time is made without haste, and used when it is
-   welcomed; whatever else moves the session to a carrier that began since then will do, too.
+1. Trouble means that the session has no carrier, that an answer is late, or that the route changed. Trouble
+   only starts attempts beside the present carrier, because copies must not flood a congested network.
+2. Young trouble: the policy starts an attempt every one to two seconds (metered: 3 to 7). An agent that
+   waits for TCP's back-off comes back seconds late. At most two attempts run at once. A third replaces
+   the younger one, because the older one may belong to a slow path. No attempt replaces a connected one,
+   because its answer is under way. The interval grows with the round trip, or the agent would never reach
+   a server over a satellite. The growth has a bound: one pong that waited through an outage must not stop
+   the attempts.
+3. Old trouble: one attempt at a time, with full jitter and a cap, because the network or the server is away.
+   A fleet must not come back in one instant.
+4. Make before break. The session moves to a welcomed attempt if the old carrier is gone, brought nothing
+   since the attempt began, or *is backlogged*. Backlogged means that an answer was late before the attempt
+   began and still is. A new connection takes five round trips through every queue of the network. So the
+   backlog is the old carrier's own, such as megabytes that TCP accepted at the speed of a former network. In
+   any other case the attempt is dropped, because the old carrier is alive, however slow. Moves away from a
+   backlogged carrier are rare, because each move retransmits the data in flight.
+5. A session without a carrier has no alternative, so the agent decides as soon as it reaches the server.
+   The hello carries ``use``, which saves the streams a round trip. Such an attempt is *bound*. Another
+   attempt is bound only after the bound one has failed, so that the server never receives ``use`` twice.
+   The other attempts continue, and the session moves to one that is welcomed first. No attempt is bound
+   while the old carrier may be alive, because a slow server accepts connections before it answers pings.
+6. While one answer is late but other packets arrive, one attempt in ten seconds finds out whether the
+   carrier is backlogged. The faster attempts of rule 2 are for silence.
+7. ``SessionFailover`` throttles a late carrier while an attempt runs beside it. Otherwise the bytes that TCP
+   accepted fill the queue of a thin network, where the attempt's packets wait and are dropped.
+8. The end of trouble abandons the attempts under way. Trouble soon after is the same trouble, unless the
+   session has moved: then network and server worked, and the next trouble is young.
+9. ``refresh`` replaces a carrier without a fault, because it presents a certificate that has a successor.
+   The policy makes one attempt at a time at a slow pace, and the session moves to the first welcomed one. A
+   move for another reason also completes the refresh, if its attempt began after ``refresh``.
 """
 
 from __future__ import annotations
@@ -39,26 +39,28 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 QUICK_SECONDS = 30.0
-"""How long trouble counts as young."""
+"""Age at which trouble becomes old trouble."""
 CALM_SECONDS = 30.0
-"""Without trouble for so long, the next one is a new one."""
+"""Time without trouble after which the next trouble counts as young."""
 _MEAN_CHANCE = 0.5
-_AT_ONCE = 2
+_MAX_ATTEMPTS = 2
 _ROUTE_SECONDS = 5.0
 _FIRST_WINDOW_SECONDS = 2.0
 _REFRESH_FIRST_SECONDS, _REFRESH_LAST_SECONDS = 2.0, 60.0
-_DROWNING_SECONDS = 10.0
-"""Between two attempts beside a carrier that still brings something, and from a move to the next of them."""
+_BACKLOGGED_SECONDS = 10.0
+"""Time between two attempts beside a carrier that still brings packets, and from a move to the next one."""
 
 
 class Start(NamedTuple):
-    """Begin attempt ``number``, and give it so long."""
+    """Begin attempt ``number``, which fails after ``response_timeout_seconds``."""
 
     number: int
     response_timeout_seconds: float
 
 
 class Abandon(NamedTuple):
+    """Abandon attempt ``number``."""
+
     number: int
 
 
@@ -67,64 +69,65 @@ Action: TypeAlias = Start | Abandon
 
 @dataclass(frozen=True, slots=True)
 class CarrierStatus:
-    """How the session stands.
+    """State of the session's carrier.
 
-    ``last_received_at``: when its carrier last brought anything; -inf without one. ``answer_seconds``: how
-    long an answer may take before it is late. ``late_since``: when the oldest of what is late was sent; inf
-    if nothing is.
+    ``last_received_at``: when the carrier last brought a packet; -inf without a carrier. ``answer_seconds``:
+    how long an answer may take before it is late. ``late_since``: when the oldest late packet was sent; inf
+    if none is late.
     """
 
     lost: bool
-    quiet: bool
+    silent: bool
     last_received_at: float
     answer_seconds: float
     late_since: float = math.inf
 
 
 @dataclass(slots=True)
-class _UnderWay:
-    began: float
+class _Attempt:
+    began_at: float
     connected: bool = False
 
 
 class FailoverPolicy:
-    """The attempts of one session. Call ``poll`` when ``due`` says so, and whenever something happened.
+    """Attempts of one session. The caller calls ``poll`` at ``due`` and after every event.
 
-    ``attempt_seconds``: between two of them while the trouble is young, in the mean.
+    ``attempt_seconds``: mean time between two attempts while the trouble is young. All times are in seconds
+    of one clock.
     """
 
     def __init__(
         self, *, response_timeout_seconds: float, max_wait_seconds: float, attempt_seconds: float = 1.5
     ) -> None:
-        self._stride = attempt_seconds / (1 + _MEAN_CHANCE)
-        self._patience = response_timeout_seconds
+        self._interval = attempt_seconds / (1 + _MEAN_CHANCE)
+        self._response_timeout = response_timeout_seconds
         self._max_wait = max_wait_seconds
-        self._under_way: dict[int, _UnderWay] = {}  # oldest first
-        self._bound: int | None = None  # whose hello said use
+        self._under_way: dict[int, _Attempt] = {}  # oldest first
+        self._bound: int | None = None  # the attempt whose hello carries use
         self._last_number = 0
         self._next_at = self._started_at = -math.inf
-        self._began_at: float | None = None  # the trouble, unless there has been calm for long since
+        self._trouble_began_at: float | None = None
         self._calm_since = -math.inf
-        self._moved_at = self._beside_at = -math.inf
+        self._moved_at = self._next_beside_at = -math.inf
         self._in_trouble = False
-        self._awaits_one = False  # the next begins when the one under way has ended
+        self._one_at_a_time = False  # the next attempt begins when the one under way has ended
         self._was_lost = False
         self._window = _FIRST_WINDOW_SECONDS
         self._route_at = -math.inf
         self._route_changed = False
-        self._refresh_at = math.inf  # when the next attempt for it may begin; inf if none is wanted
+        self._refresh_at = math.inf  # when the next attempt of a refresh may begin; inf without a refresh
         self._refresh_window = _REFRESH_FIRST_SECONDS
-        self._first_fresh = 0  # attempts from this number on show what is new
-        self._is_fresh = False  # the one that was welcomed last
+        self._first_fresh = 0  # attempts from this number on present the new certificate
+        self._is_fresh = False  # whether the attempt that was welcomed last completes a refresh
 
     @property
     def due(self) -> float:
-        """When ``poll`` has something to do, if nothing else happens. After ``poll`` never in the past."""
-        next_at = self._next_at if self._in_trouble and not self._awaits_one else math.inf
+        """When to call ``poll`` if no event comes first. Never in the past after ``poll``."""
+        next_at = self._next_at if self._in_trouble and not self._one_at_a_time else math.inf
         return next_at if self._under_way else min(next_at, self._refresh_at)
 
     def refresh(self) -> None:
-        """From now on a carrier is wanted that is newer than this moment; the next ``poll`` sees to it."""
+        """Ask for a carrier that is newer than this call. The next ``poll`` starts the attempt."""
         self._refresh_at, self._refresh_window = -math.inf, _REFRESH_FIRST_SECONDS
         self._first_fresh = self._last_number + 1
 
@@ -134,53 +137,53 @@ class FailoverPolicy:
         return bool(self._under_way)
 
     def route_changed(self) -> None:
-        """The way to the server is another one now; the next ``poll`` sees to it."""
+        """Note that the route to the server changed. The next ``poll`` acts on it."""
         self._route_changed = True
 
     @property
     def refreshes(self) -> bool:
-        """Whether the attempt that was welcomed last is for a carrier that had no fault but its age."""
+        """Whether the attempt that was welcomed last completes a refresh."""
         return self._is_fresh
 
     def poll(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
-        """What is to be done now. ``chance`` is a random number from 0 to 1."""
+        """Return the actions due at ``now``. ``chance`` is a random number from 0 to 1."""
         changed, self._route_changed = self._route_changed and now >= self._route_at + _ROUTE_SECONDS, False
         if changed:
             self._route_at = now
-            # What is not connected yet tries the old route.
-            return [*self._abandon(self._waiting), *self._start(now, carried, chance)]
+            # Attempts that are not connected yet use the old route.
+            return [*self._abandon(self._unconnected), *self._start(now, carried, chance)]
         if now >= self._refresh_at and not self._under_way:
             self._refresh_at = now + self._refresh_window * (1 + chance)
             self._refresh_window = min(_REFRESH_LAST_SECONDS, 2 * self._refresh_window)
-            if not carried.lost:  # else trouble starts one anyway
+            if not carried.lost:  # without a carrier the trouble below starts an attempt
                 return self._start(now, carried, chance)
-        if not carried.lost and not carried.quiet:
-            beside = carried.late_since < math.inf
-            return self._try_beside(now, carried, chance) if beside else self._calm_down(now)
+        if not carried.lost and not carried.silent:
+            is_late = carried.late_since < math.inf
+            return self._try_beside(now, carried, chance) if is_late else self._calm_down(now)
         self._note_trouble(now, carried)
-        self._awaits_one = bool(self._under_way) and not self._is_young(now)
-        if now < self._next_at or self._awaits_one:
+        self._one_at_a_time = bool(self._under_way) and not self._is_young(now)
+        if now < self._next_at or self._one_at_a_time:
             return []
         return self._start(now, carried, chance)
 
     def _try_beside(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
-        """Something is late, though other things are heard."""
+        """Try another carrier because an answer is late, although other packets arrive."""
         self._note_trouble(now, carried)
-        self._awaits_one = True
-        if self._under_way or now < max(self._beside_at, self._moved_at + _DROWNING_SECONDS):
+        self._one_at_a_time = True
+        if self._under_way or now < max(self._next_beside_at, self._moved_at + _BACKLOGGED_SECONDS):
             return []
-        self._beside_at = now + _DROWNING_SECONDS
+        self._next_beside_at = now + _BACKLOGGED_SECONDS
         return self._start(now, carried, chance)
 
     def _note_trouble(self, now: float, carried: CarrierStatus) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            if self._began_at is None or now >= self._calm_since + CALM_SECONDS:
-                self._began_at, self._window = now, _FIRST_WINDOW_SECONDS
-                self._next_at = max(now, self._started_at + self._stride)
+            if self._trouble_began_at is None or now >= self._calm_since + CALM_SECONDS:
+                self._trouble_began_at, self._window = now, _FIRST_WINDOW_SECONDS
+                self._next_at = max(now, self._started_at + self._interval)
         if carried.lost and not self._was_lost and self._is_young(now):
-            # At once, as nothing is left that could come back by itself; but not in a tight loop.
-            self._next_at = min(self._next_at, max(now, self._started_at + self._stride))
+            # At once, because a lost carrier cannot recover by itself; but not in a tight loop.
+            self._next_at = min(self._next_at, max(now, self._started_at + self._interval))
         self._was_lost = carried.lost
 
     def _calm_down(self, now: float) -> list[Action]:
@@ -191,65 +194,66 @@ class FailoverPolicy:
         return self._abandon_all()
 
     def _is_young(self, now: float) -> bool:
-        return self._began_at is None or now < self._began_at + QUICK_SECONDS
+        return self._trouble_began_at is None or now < self._trouble_began_at + QUICK_SECONDS
 
     def _start(self, now: float, carried: CarrierStatus, chance: float) -> list[Action]:
         self._schedule(now, carried, chance)
-        replaced = self._abandon(self._waiting[-1:]) if len(self._under_way) >= _AT_ONCE else []
-        if len(self._under_way) >= _AT_ONCE:
+        replaced = self._abandon(self._unconnected[-1:]) if len(self._under_way) >= _MAX_ATTEMPTS else []
+        if len(self._under_way) >= _MAX_ATTEMPTS:
             return []
         self._last_number += 1
-        self._under_way[self._last_number] = _UnderWay(now)
+        self._under_way[self._last_number] = _Attempt(now)
         self._started_at = now
-        return [*replaced, Start(self._last_number, self._patience)]
+        return [*replaced, Start(self._last_number, self._response_timeout)]
 
     @property
-    def _waiting(self) -> list[int]:
-        """Those that are not connected, oldest first."""
-        return [number for number, one in self._under_way.items() if not one.connected]
+    def _unconnected(self) -> list[int]:
+        """Numbers of the attempts that are not connected, oldest first."""
+        return [number for number, attempt in self._under_way.items() if not attempt.connected]
 
     def _schedule(self, now: float, carried: CarrierStatus, chance: float) -> None:
-        """Sets when the next one is due."""
+        """Set when the next attempt is due."""
         if self._is_young(now):
-            stretched = min(carried.answer_seconds, self._patience / _AT_ONCE)
-            self._next_at = now + max(self._stride, stretched) * (1 + chance)
+            stretched = min(carried.answer_seconds, self._response_timeout / _MAX_ATTEMPTS)
+            self._next_at = now + max(self._interval, stretched) * (1 + chance)
             return
         self._next_at = now + self._window * chance
         self._window = min(self._max_wait, 2 * self._window)
 
     def failed(self, number: int) -> None:
-        """An attempt came to nothing."""
+        """Forget attempt ``number``, which failed or was abandoned."""
         self._under_way.pop(number, None)
         if self._bound == number:
             self._bound = None
 
     def connected(self, number: int, carried: CarrierStatus) -> bool:
-        """An attempt reached the server: whether it is bound, and its hello says so."""
-        one = self._under_way.get(number)
-        if one is None:
+        """Whether attempt ``number``, now connected, is bound: its hello then carries ``use``."""
+        attempt = self._under_way.get(number)
+        if attempt is None:
             return False
-        one.connected = True
+        attempt.connected = True
         if self._bound is not None or not carried.lost:
             return False
         self._bound = number
         return True
 
     def welcomed(self, number: int, carried: CarrierStatus) -> bool:
-        """Whether this attempt is to be used. If so all others are to be abandoned, and if not it is."""
-        one = self._under_way.pop(number, None)
-        if one is None:
+        """Whether the session moves to attempt ``number``. If not, the caller abandons the attempt."""
+        attempt = self._under_way.pop(number, None)
+        if attempt is None:
             return False
         self._is_fresh = self._refresh_at < math.inf and number >= self._first_fresh
-        return number == self._bound or self._is_fresh or self._is_better(one, carried)
+        return number == self._bound or self._is_fresh or self._is_better(attempt, carried)
 
-    def _is_better(self, one: _UnderWay, carried: CarrierStatus) -> bool:
-        is_backlogged = carried.late_since < one.began and one.began > self._moved_at + _DROWNING_SECONDS
-        return carried.lost or carried.last_received_at < one.began or is_backlogged
+    def _is_better(self, attempt: _Attempt, carried: CarrierStatus) -> bool:
+        began_at = attempt.began_at
+        is_backlogged = carried.late_since < began_at and began_at > self._moved_at + _BACKLOGGED_SECONDS
+        return carried.lost or carried.last_received_at < began_at or is_backlogged
 
     def moved(self, now: float) -> list[Action]:
-        """The session goes on over a new carrier."""
+        """Note that the session moved to a new carrier; return the attempts to abandon."""
         self._in_trouble, self._was_lost = False, False
-        self._began_at, self._moved_at = None, now
+        self._trouble_began_at, self._moved_at = None, now
         if self._is_fresh:
             self._refresh_at, self._is_fresh = math.inf, False
         return self._abandon_all()

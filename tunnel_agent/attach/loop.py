@@ -1,19 +1,19 @@
-"""Keeps the node attached: to the first server that answers, again and again, without haste.
+"""Keep the node attached to the first server that answers, with a back-off between attempts.
 
-1. A round tries the servers in their order; the first that welcomes us is kept until its session
-   ends. Each try makes a new connection, so a name is looked up anew each time.
-2. After a round without success, or a session that ended young, wait: exponential with full jitter
-   and a cap (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). After a
-   session that lived the back-off starts over, still with jitter: a fleet that lost its server must
+1. A round tries the servers in their order. The first server that welcomes the agent is kept until its
+   session ends. Each try makes a new connection, so the agent looks up the name each time.
+2. After a round without success, or a session that ended young, the agent waits: exponential with full
+   jitter and a cap (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). After a
+   longer session the back-off starts over, still with jitter, because a fleet that lost its server must
    not come back in one instant.
-3. A server that says when to come back is obeyed, up to a bound.
-4. "Taken over" means that another program attached as this node. To answer at once would throw that
-   one out in turn, for ever: such an end waits at least a third of the cap, 10 s. The server then knows
-   that both are alive, and keeps the other one (``nodes/takeovers.py``).
-5. A server that does not know the session any more has been restarted, and offered another one when the
-   agent came to resume: that is taken at once. The fleet is spread already, as its attempts were.
-6. A certificate that has ended or was revoked is of no use until somebody acts: five minutes from try to
-   try, each with one line that says what to do. ``retry_now`` ends such a wait when there is another.
+3. The agent obeys a server's time to retry, up to ten minutes.
+4. ``taken_over`` means that another program attached as this node. An immediate attach would end the other
+   program's session in turn, for ever. So the agent waits at least a third of the cap, 10 s. The server then
+   knows that both programs are alive, and keeps the other one (``nodes/takeovers.py``).
+5. A server that no longer knows the session has restarted, and offered a new session to the agent's attempt
+   to resume. The agent uses the offer at once. The fleet is spread already, because its attempts were.
+6. A certificate that expired or was revoked needs a repair. The agent retries every five minutes, with one
+   log line that names the repair. ``retry_now`` ends the wait when a new certificate is there.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _MAX_OBEYED_SECONDS = 600.0
 _TAKEN_OVER_SHARE = 3
 HOPELESS_SECONDS = 300.0
 _HINT = "qanat-agent check shows which step fails"
-"""For whoever installs a node; one that was attached before has another kind of trouble."""
+"""Hint for a new node. A node that was attached before has another kind of trouble."""
 
 OpenLink = Callable[[str], AbstractAsyncContextManager[AttachedLink]]
-"""Attaches to a server (``host:port``) and yields the attached link; raises ``Refused`` if it cannot.
+"""Attaches to a server (``host:port``) and yields the link. Raises ``Refused`` if the attach fails.
 
-Leaving the context gives the link up.
+Leaving the context ends the link.
 """
 
 
-class AttachFailed(Exception):  # noqa: N818 - named by what happened
+class AttachFailed(Exception):  # noqa: N818 - named after the event
     """A round in which no session lived. The next wait is at least ``wait_seconds``."""
 
     def __init__(self, wait_seconds: float = 0.0) -> None:
@@ -60,10 +60,10 @@ class AttachFailed(Exception):  # noqa: N818 - named by what happened
 
 
 class AttachLoop:
-    """The attach loop of one agent. ``state`` tells the rest of the program where it stands.
+    """Attach loop of one agent. It writes its progress to ``state``, which the status page reads.
 
-    ``certificate_problem`` says what is wrong with the certificate, and whether for good: empty if it is
-    good.
+    ``certificate_problem`` returns a sentence about the certificate, empty if it is good, and whether the
+    problem is permanent. ``max_wait_seconds`` caps the back-off.
     """
 
     def __init__(
@@ -80,40 +80,44 @@ class AttachLoop:
         self._counters = counters
         self._max_wait = max_wait_seconds
         self._certificate_problem = certificate_problem
-        self._nap = trio.CancelScope()
+        self._pause_scope = trio.CancelScope()
         self._jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=max_wait_seconds)
 
     async def run(self) -> None:
-        """Stays attached until cancelled, or until the first end or failure after ``state.stopping``."""
+        """Stay attached until the first end or failure after ``state.stopping``.
+
+        Cancellation ends the session without a farewell.
+        """
         while not self._state.is_stopping:
-            if await self._until_a_session_lived() is not Reason.UNKNOWN_SESSION:
+            if await self._attach_with_retries() is not Reason.UNKNOWN_SESSION:
                 await self._pause(random.uniform(0, _FIRST_WAIT_SECONDS))  # noqa: S311 - spreads load
 
-    async def _until_a_session_lived(self) -> Reason | None:
-        """Returns why it ended; None if there will be no other."""
-        again = tenacity.retry_if_exception_type(AttachFailed)
-        return await tenacity.AsyncRetrying(sleep=self._pause, wait=self._wait, retry=again)(self._round)
+    async def _attach_with_retries(self) -> Reason | None:
+        """Repeat rounds until a session lived; return why it ended, or None if the agent is stopping."""
+        on_failure = tenacity.retry_if_exception_type(AttachFailed)
+        retrying = tenacity.AsyncRetrying(sleep=self._pause, wait=self._wait_seconds, retry=on_failure)
+        return await retrying(self._round)
 
-    def _wait(self, attempt: tenacity.RetryCallState) -> float:
+    def _wait_seconds(self, attempt: tenacity.RetryCallState) -> float:
         failure = attempt.outcome.exception() if attempt.outcome else None
-        at_least = failure.wait_seconds if isinstance(failure, AttachFailed) else 0.0
-        return max(self._jitter(attempt), at_least)
+        least_seconds = failure.wait_seconds if isinstance(failure, AttachFailed) else 0.0
+        return max(self._jitter(attempt), least_seconds)
 
     async def _pause(self, seconds: float) -> None:
         if self._state.is_stopping:
             return
         self._state.waiting(seconds)
-        level = logging.DEBUG if seconds >= HOPELESS_SECONDS else logging.INFO  # the line before says it
+        level = logging.DEBUG if seconds >= HOPELESS_SECONDS else logging.INFO  # the warning has the time
         log_event(_log, level, f"next attempt in {seconds:.1f} s")
-        with trio.CancelScope() as self._nap:
+        with trio.CancelScope() as self._pause_scope:
             await trio.sleep(seconds)
 
     def retry_now(self) -> None:
-        """Another certificate is there: whoever waits tries at once."""
-        self._nap.cancel()
+        """End the present wait, because there is a new certificate."""
+        self._pause_scope.cancel()
 
     async def _round(self) -> Reason | None:
-        """Tries each server once; returns why the session ended. Raises ``AttachFailed`` unless one lived."""
+        """Try each server once; return why the session ended. Raise ``AttachFailed`` if no session lived."""
         wait_seconds = 0.0
         for server in self._state.servers:
             if self._state.is_stopping:
@@ -121,38 +125,38 @@ class AttachLoop:
             self._state.connecting(server)
             try:
                 async with self._open_link(server) as link:
-                    ended, age = await self._stay(server, link)
+                    reason, age = await self._stay(server, link)
             except Refused as error:
                 self._counters.attached(error.reason)
                 self._note_failure(server, error)
-                wait_seconds = max(wait_seconds, _advice_of(error))
+                wait_seconds = max(wait_seconds, _retry_after(error))
                 continue
             finally:
                 self._state.detached()
-            if ended.retry is Retry.AFTER_REPAIR:
+            if reason.retry is Retry.AFTER_REPAIR:
                 raise AttachFailed(HOPELESS_SECONDS)
-            if age >= YOUNG_SECONDS and ended is not Reason.TAKEN_OVER:
-                return ended
-            raise AttachFailed(self._max_wait / _TAKEN_OVER_SHARE if ended is Reason.TAKEN_OVER else 0.0)
+            if age >= YOUNG_SECONDS and reason is not Reason.TAKEN_OVER:
+                return reason
+            raise AttachFailed(self._max_wait / _TAKEN_OVER_SHARE if reason is Reason.TAKEN_OVER else 0.0)
         raise AttachFailed(wait_seconds)
 
     def _note_failure(self, server: str, error: Refused) -> None:
-        """One line; raises ``AttachFailed`` if no other server needs to be asked."""
-        sentence, for_good = self._certificate_problem()
-        what = f"cannot attach to {server}: {error.detail}"
-        reason = Reason.CERTIFICATE_EXPIRED if for_good else error.reason
-        if error.reason.retry is Retry.AFTER_REPAIR and not sentence:
-            sentence = REJOIN
-        if for_good or error.reason.retry is Retry.AFTER_REPAIR:
+        """Log one line. Raise ``AttachFailed`` if another server would refuse the agent as well."""
+        problem, is_permanent = self._certificate_problem()
+        text = f"cannot attach to {server}: {error.detail}"
+        reason = Reason.CERTIFICATE_EXPIRED if is_permanent else error.reason
+        if error.reason.retry is Retry.AFTER_REPAIR and not problem:
+            problem = REJOIN
+        if is_permanent or error.reason.retry is Retry.AFTER_REPAIR:
             seconds = HOPELESS_SECONDS * random.uniform(1, 1.1)  # noqa: S311 - spreads load
-            text = f"{what}; {sentence}; next attempt in {seconds:.0f} s"
+            text = f"{text}; {problem}; next attempt in {seconds:.0f} s"
             self._state.trouble(text)
             log_event(_log, logging.WARNING, text, reason=reason)
             raise AttachFailed(seconds)
-        self._trouble(f"{what}; {sentence}" if sentence else what, reason)
+        self._note_trouble(f"{text}; {problem}" if problem else text, reason)
 
     async def _stay(self, server: str, link: AttachedLink) -> tuple[Reason, float]:
-        """Waits for the end of a session; returns its reason and the session's age in seconds."""
+        """Wait for the end of a session; return its reason and the session's age in seconds."""
         start = trio.current_time()
         self._state.attached(link)
         self._counters.attached()
@@ -162,24 +166,24 @@ class AttachLoop:
         reason, detail = await link.wait_ended()
         self._state.detached(reason, detail)
         self._counters.session_ended(reason)
-        what = f"session {link.session_id} with {server} ended: {detail}"
+        text = f"session {link.session_id} with {server} ended: {detail}"
         if reason is Reason.TAKEN_OVER:
             node = self._state.node
-            what += (
+            text += (
                 f"; another agent runs as {node}: give each machine and each container a bundle of its own"
             )
         elif reason.retry is Retry.AFTER_REPAIR:
-            what += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
-        self._trouble(what, reason)
+            text += f"; {REJOIN}; next attempt in {HOPELESS_SECONDS:.0f} s"
+        self._note_trouble(text, reason)
         return reason, trio.current_time() - start
 
-    def _trouble(self, text: str, reason: Reason) -> None:
+    def _note_trouble(self, text: str, reason: Reason) -> None:
         self._state.trouble(text)
         hint = "" if self._state.sessions else _HINT
         log_event(_log, logging.WARNING, text, reason=reason, hint=hint)
 
 
-def _advice_of(error: Refused) -> float:
+def _retry_after(error: Refused) -> float:
     if not isinstance(error, AttachRejected):
         return 0.0
     return min(error.retry_after_seconds, _MAX_OBEYED_SECONDS)

@@ -1,19 +1,20 @@
-"""The roots that a server tells in its welcome: what is believed of them, and how they are kept.
+"""Roots that a server sends in its welcome: which of them the agent accepts, and how it stores them.
 
-An authority is replaced while agents are attached, so they learn of the new root from the server that the old
-one vouches for. Who tells it has proven itself by a root of ours in the handshake before; beyond that:
+An authority is replaced while agents are attached, so the agent learns the new root from its server. The
+server has proven itself by a trusted root in the handshake before. The agent accepts a list of roots if:
 
-1. What is told must be roots: certificates of authorities that name themselves as their issuer, and not many.
-2. One of those trusted now must be among them. So a slip, or a server that was given another's trust file,
-   cannot turn a fleet away from its own authority in one step.
-3. They are used from the next attach on, never for a connection that is there. Each that came or went is in
-   the log, with its fingerprint.
+1. The list has 1 to ``MAX_ROOTS`` roots, each a certificate of an authority that is its own issuer.
+2. A root that is trusted now is in the list. So an error, or a server with the trust file of another
+   installation, cannot turn a fleet away from its own authority in one step.
 
-What this does not prevent: a server that was taken over may tell a root of whoever took it, and in a second
-step leave ours out; then these agents follow him also when he has lost the server. He gains nothing at the
-node that the server did not have: the agent's own file says what may be dialled. The cure is a join with a
-new token, which pins the root. A node whose bundle cannot be written forgets at its next start what it was
-told.
+The agent uses the new roots from the next attach on, never for an existing connection. It logs the
+fingerprint of each root that was added or dropped.
+
+The rules do not prevent this attack: an attacker in a server adds a root, and drops the fleet's root in a
+second step. Then these agents trust the attacker even after the server is recovered. The attacker gains
+nothing on the node that the server did not have, because the agent's own file limits what may be dialled.
+The cure is a join with a new token, which pins the root. A node that cannot write its bundle forgets the new
+roots at its next start.
 """
 
 from __future__ import annotations
@@ -34,34 +35,34 @@ _log = logging.getLogger("qanat.agent")
 
 
 class TrustUpdates:
-    """Keeps the roots of the bundle at ``file`` as the servers tell them; ``nursery`` runs what writes it."""
+    """Stores the roots of welcomes in the bundle at ``file``; ``nursery`` runs the writer."""
 
     def __init__(self, file: Path, nursery: trio.Nursery) -> None:
         self._file = file
         self._nursery = nursery
-        self._said: str | None = None
+        self._last_warning: str | None = None
 
-    def on_roots(self, told_pem: bytes, bundle: Bundle) -> Bundle:
-        """Return ``bundle`` with the roots that a server told, or as it is if they are not believed.
+    def on_roots(self, received_pem: bytes, bundle: Bundle) -> Bundle:
+        """Return ``bundle`` with the received roots, or unchanged if the agent rejects them.
 
         Never blocks and never raises. A task writes the file.
         """
         known_pem = bundle.roots_pem
         try:
-            told = roots_told(told_pem, known_pem)
+            received = accepted_roots(received_pem, known_pem)
         except ValueError as error:
-            self._say_once(f"the roots that the server told are not believed: {error}")
+            self._warn_once(f"rejected the roots that the server sent: {error}")
             return bundle
         known = split_pem(known_pem)
-        if set(told) == set(known):
+        if set(received) == set(known):
             return bundle
-        came, went = _fingerprints(told, known), _fingerprints(known, told)
-        log_event(_log, logging.WARNING, "the server told of other roots", added=came, dropped=went)
-        roots_pem = b"".join(told)
-        self._nursery.start_soon(self._keep, roots_pem)
+        added, dropped = _fingerprints(received, known), _fingerprints(known, received)
+        log_event(_log, logging.WARNING, "the server told of other roots", added=added, dropped=dropped)
+        roots_pem = b"".join(received)
+        self._nursery.start_soon(self._store, roots_pem)
         return replace(bundle, roots_pem=roots_pem)
 
-    async def _keep(self, roots_pem: bytes) -> None:
+    async def _store(self, roots_pem: bytes) -> None:
         def write() -> None:
             change_bundle(self._file, lambda bundle: replace(bundle, roots_pem=roots_pem))
 
@@ -69,40 +70,40 @@ class TrustUpdates:
             await trio.to_thread.run_sync(write, abandon_on_cancel=True)  # a renewal may hold the lock
         except (OSError, BundleError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            self._say_once(f"the roots are used, and forgotten at the next start: {self._file}: {why}")
+            self._warn_once(f"the new roots are in use but lost at the next start: {self._file}: {why}")
 
-    def _say_once(self, sentence: str) -> None:
-        if sentence != self._said:
-            self._said = sentence
+    def _warn_once(self, sentence: str) -> None:
+        if sentence != self._last_warning:
+            self._last_warning = sentence
             _log.warning("%s", sentence)
 
 
-def roots_told(told_pem: bytes, known_pem: bytes) -> list[bytes]:
-    """The roots (PEM) of a welcome, each once. Raises ``ValueError`` if they make no sense."""
-    told = list(dict.fromkeys(split_pem(told_pem)))
-    if not 1 <= len(told) <= MAX_ROOTS:
-        raise ValueError(f"there are {len(told)} of them")
-    if not set(told) & set(split_pem(known_pem)):
-        raise ValueError("none of those that are trusted now is among them")
-    _require_roots(told)
-    return told
+def accepted_roots(received_pem: bytes, known_pem: bytes) -> list[bytes]:
+    """Return the roots (PEM) of a welcome, each once. Raise ``ValueError`` if a rule above rejects them."""
+    received = list(dict.fromkeys(split_pem(received_pem)))
+    if not 1 <= len(received) <= MAX_ROOTS:
+        raise ValueError(f"the list has {len(received)} roots")
+    if not set(received) & set(split_pem(known_pem)):
+        raise ValueError("none of the roots that are trusted now is in the list")
+    _require_roots(received)
+    return received
 
 
-def _require_roots(told: Iterable[bytes]) -> None:
-    for root in told:
+def _require_roots(received: Iterable[bytes]) -> None:
+    for root in received:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
             context.load_verify_locations(cadata=root.decode("ascii"))
         except ssl.SSLError as error:
-            raise ValueError(f"one is no certificate: {error.reason}") from None
-        found = context.get_ca_certs()  # of authorities alone
-        if len(found) != 1 or found[0]["subject"] != found[0]["issuer"]:
-            raise ValueError("one is not a root's certificate")
+            raise ValueError(f"the list has an entry that is not a certificate: {error.reason}") from None
+        authorities = context.get_ca_certs()
+        if len(authorities) != 1 or authorities[0]["subject"] != authorities[0]["issuer"]:
+            raise ValueError("the list has a certificate that is not a root's")
 
 
 def _fingerprints(roots: Iterable[bytes], others: Iterable[bytes]) -> str | None:
-    left_out = set(others)
-    pems = [root for root in roots if root not in left_out]
+    known = set(others)
+    pems = [root for root in roots if root not in known]
     return (
         ", ".join(hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()[:16] for pem in pems)
         or None

@@ -1,4 +1,4 @@
-"""A joining node's files: held by one join at a time, proven to be writable, the key kept to the end."""
+"""Files of a node: lock their folder, prove that it is writable, store the key and the bundle."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tunnel_agent.checks import CheckFailed
 from tunnel_core.identity import Role, SpiffeId
 
 _PROBE_BYTES = 64 * 1024
-"""More than all that is written; so a disk that is nearly full is noticed before the token is spent."""
-_CURES = {
+"""More bytes than a join writes, so that a full disk is noticed before the token is used."""
+_FIXES = {
     errno.EROFS: "make that file system writable, or name another place with --config",
     errno.ENOSPC: "make room there: `df -h {folder}`",
     errno.EDQUOT: "make room there: the quota is used up",
@@ -39,25 +39,28 @@ _CURES = {
 
 
 _KUBERNETES = (
-    "it is a volume that Kubernetes keeps, a Secret for example, so no renewal can be saved there: let an"
+    "it is a volume that Kubernetes manages, for example a Secret, so no renewal can be saved there: let an"
     " initContainer copy the bundle to a volume of the pod's own, and name that in bundle_file; or put a new"
-    " bundle into the Secret before this one ends, and the agent takes it up"
+    " bundle into the Secret before this one expires, and the agent loads it"
 )
 _DATA = "..data"
-"""The link in each Secret and ConfigMap volume that leads to its files."""
+"""The symbolic link in each Secret and ConfigMap volume that leads to its files."""
 _SINGLE_FILE = "mount the folder that holds it, not the file (docker -v, Kubernetes subPath)"
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """One join or renewal at a time in a folder, as long as the block lasts. Raises ``CheckFailed``."""
+    """Lock ``folder`` for one join or renewal as long as the block runs.
+
+    Raises ``CheckFailed`` if another one holds the lock, or if the folder cannot be written.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold_folder(folder, wait=False))
         except BlockingIOError:
             raise CheckFailed(
-                f"another join or renewal is at work in {folder}",
-                "wait for it, or end it, and run this again",
+                f"another join or renewal is running in {folder}",
+                "wait until that one ends, and run this command again",
             ) from None
         except OSError as error:
             raise cannot_write(folder, error) from None
@@ -65,7 +68,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def place_of_bundle(file: Path) -> Path:
-    """Where new content of the bundle ``file`` belongs: see ``real_place``. Raises ``CheckFailed``."""
+    """Return the path to write the bundle ``file`` to; see ``real_place``. Raises ``CheckFailed``."""
     try:
         return real_place(file)
     except OSError as error:
@@ -73,9 +76,9 @@ def place_of_bundle(file: Path) -> Path:
 
 
 def prove_writable(files: Files) -> str:
-    """Makes the folders, and writes and removes something in each that will be written in.
+    """Make the folders, and write and remove a probe in each folder that a join writes to.
 
-    A configuration that is there stays as it is. Raises ``CheckFailed``.
+    An existing configuration stays unchanged. Raises ``CheckFailed``.
     """
     require_replaceable(files.bundle)
     place = place_of_bundle(files.bundle)
@@ -90,19 +93,19 @@ def prove_writable(files: Files) -> str:
 
 
 def prove_place(file: Path) -> None:
-    """Proves that ``file`` can be replaced, before that costs a certificate. Raises ``CheckFailed``."""
+    """Prove that ``file`` can be replaced, before the server issues a certificate. Raises ``CheckFailed``."""
     require_replaceable(file)
     prove_folder(place_of_bundle(file).parent)
 
 
 def require_replaceable(file: Path) -> None:
-    """Raises ``CheckFailed`` for a file that is mounted by itself: no other can take its name."""
+    """Raise ``CheckFailed`` for a file that is a mount point, because no rename can replace it."""
     if is_mount_point(file):
         raise CheckFailed(f"{file} is mounted as a single file, so it cannot be replaced", _SINGLE_FILE)
 
 
 def require_writable(folder: Path) -> None:
-    """Asks the system, and writes nothing. Raises ``CheckFailed`` if no new bundle could be saved there."""
+    """Ask the system, without a write. Raises ``CheckFailed`` if a new bundle could not be saved there."""
     if os.access(folder, os.W_OK | os.X_OK):
         return
     own = "give that user a folder of its own for the bundle, and name it in bundle_file"
@@ -112,7 +115,7 @@ def require_writable(folder: Path) -> None:
 
 
 def prove_folder(folder: Path) -> None:
-    """Writes something there and removes it. Raises ``CheckFailed``."""
+    """Write a probe to ``folder`` and remove it. Raises ``CheckFailed``."""
     probe = folder / ".qanat-probe"
     try:
         write_private(probe, bytes(_PROBE_BYTES))
@@ -129,17 +132,18 @@ def _make(folder: Path, *, private: bool) -> None:
 
 
 def cannot_write(folder: Path, error: OSError) -> CheckFailed:
-    fix = _CURES.get(error.errno or 0, "set that right, or name another place with --config")
+    """Return the failure for ``error`` in ``folder``, with the fix for its error number."""
+    fix = _FIXES.get(error.errno or 0, "repair that, or name another place with --config")
     if _DATA in folder.parts:
         fix = _KUBERNETES
     return CheckFailed(f"{folder} cannot be written: {error.strerror}", fix.format(folder=folder))
 
 
 def find_bundle(files: Files) -> Bundle | None:
-    """The node's bundle, None if there is none. Raises ``CheckFailed`` for what is no node's bundle."""
+    """Return the node's bundle; None without a file. Raises ``CheckFailed`` for any other content."""
     if not os.path.lexists(files.bundle):
         return None
-    fix = f"move {files.bundle} away if nobody needs it, and run this again"
+    fix = f"move {files.bundle} away if it is not needed, and run this command again"
     try:
         bundle = read_bundle(files.bundle)
     except BundleError as error:
@@ -150,7 +154,7 @@ def find_bundle(files: Files) -> Bundle | None:
 
 
 def unfinished_key(files: Files) -> bytes | None:
-    """The key of a join that was broken off; None if there is none that can be used."""
+    """Return the key (PEM) of an interrupted join; None without a usable one."""
     try:
         key = read_private(files.unfinished)
         load_signing_key(key)
@@ -160,7 +164,10 @@ def unfinished_key(files: Files) -> bytes | None:
 
 
 def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
-    """With the key of the join that was broken off, else with a new one, which is on the disk then."""
+    """Return a request with the key of an interrupted join, else with a new key, which is stored first.
+
+    Raises ``CheckFailed`` if the key cannot be stored.
+    """
     key = unfinished_key(files)
     if key is not None:
         return request_for(load_signing_key(key), identity)
@@ -175,13 +182,13 @@ def request_to_send(files: Files, identity: SpiffeId) -> NewRequest:
 
 
 def save_bundle(file: Path, bundle: Bundle) -> None:
-    """Whole or not at all, for the owner of its folder if root writes it. Raises ``CheckFailed``.
+    """Write the bundle whole or not at all. If root writes it, the folder's owner gets the file.
 
-    Nobody else may be writing it: see ``held``.
+    The caller holds the folder: see ``held``. Raises ``CheckFailed``.
     """
     file = place_of_bundle(file)
     try:
-        remove_staged(file)  # it has a key in it
+        remove_staged(file)  # a staged file contains a key
         write_bundle(file, bundle)
         chown_like(file.parent, file)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the files of a node are: apart from what writes them, which loads the library of certificates."""
+"""Paths of a node's files. ``node_files`` writes them, and loads the library of certificates for that."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The places of a node's files, which need not exist yet."""
+    """Paths of a node's files, which need not exist yet."""
 
     config: Path
     bundle: Path
 
     @property
     def unfinished(self) -> Path:
-        """The key of a join under way: what makes it the same join when it is run again."""
+        """Key of a join under way. A repeated join with the same key is the same use of the token."""
         return self.bundle.with_name(f"{self.bundle.name}.joining")

@@ -1,7 +1,7 @@
-"""One renewal: the node shows its certificate and gets the next, for a new key; then the bundle is another.
+"""Renew the node's certificate: present the old one, get the next for a new key, replace the bundle.
 
-It runs in a process of its own, so that a running agent is spared what making keys and reading certificates
-costs in memory. Nothing of the old bundle is lost until the new one is whole on the disk.
+A renewal runs in its own process, because making keys and reading certificates takes memory that a running
+agent does not need otherwise. The old bundle stays until the new one is completely on the disk.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ from tunnel_agent.installation import Installation, load_bundle
 from tunnel_agent.network.server_path import ServerPath, https_port
 from tunnel_core.reasons import Reason, Refused
 
-_NEITHER = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"
+_NEW_BUNDLE = "bring a new bundle from the server, or join again: `qanat-agent join SERVER --again`"
 _FIXES = {
-    Reason.CERTIFICATE_EXPIRED: f"if both clocks are right, {_NEITHER}",
-    Reason.ROOT_RETIRED: _NEITHER,
-    Reason.UNAUTHENTICATED: _NEITHER,
-    Reason.TOO_MANY_ENROLMENTS: "try again in a minute: a running agent does so by itself",
-    Reason.SERVER_STOPPING: "wait for the server to come back: a running agent does so by itself",
+    Reason.CERTIFICATE_EXPIRED: f"if both clocks are right, {_NEW_BUNDLE}",
+    Reason.ROOT_RETIRED: _NEW_BUNDLE,
+    Reason.UNAUTHENTICATED: _NEW_BUNDLE,
+    Reason.TOO_MANY_ENROLMENTS: "try again in a minute; a running agent retries by itself",
+    Reason.SERVER_STOPPING: "wait until the server is back; a running agent retries by itself",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """``server`` gave it."""
+    """A new bundle, and the server that issued its certificate."""
 
     bundle: Bundle
     server: str
 
 
 async def renew(installation: Installation) -> Renewed:
-    """Asks the servers in their order. Raises ``CheckFailed``, or ``Refused`` if one said no for good."""
+    """Renew at the first server that answers, and store the bundle.
+
+    Raises ``CheckFailed``, or ``Refused`` for a permanent refusal. Cancelled, it leaves the old bundle.
+    """
     with held(place_of_bundle(installation.bundle_file).parent):
         bundle = load_bundle(installation.file, installation.bundle_file)
-        prove_place(installation.bundle_file)  # else each try would cost a certificate that cannot be saved
+        prove_place(installation.bundle_file)  # or the server issues certificates that cannot be saved
         if not bundle.https:
-            raise CheckFailed(f"{installation.bundle_file} names no server to renew at", _NEITHER)
+            raise CheckFailed(f"{installation.bundle_file} names no server to renew at", _NEW_BUNDLE)
         failures: list[CheckFailed] = []
         for server in bundle.https:
             try:
@@ -60,37 +63,34 @@ async def renew(installation: Installation) -> Renewed:
 
 
 async def _renew_at(server: str, installation: Installation, bundle: Bundle) -> Bundle:
-    patience = installation.config.session.connect_timeout_seconds
-    own = installation.bundle_file
-    way = ServerPath(https_port(server), installation.node, installation.proxy, patience, own)
-    for _, step in way.steps():
+    timeout_seconds = installation.config.session.connect_timeout_seconds
+    file = installation.bundle_file
+    path = ServerPath(https_port(server), installation.node, installation.proxy, timeout_seconds, file)
+    for _, step in path.steps():
         await step()
     request = make_request(bundle.identity)
     try:
-        told = await est_client.cacerts(way, verifying_context(bundle.roots_pem))
-        showing = verifying_context(bundle.roots_pem, client_file=own)
-        leaf = await retry_while_busy(lambda: est_client.renew(way, showing, request.body))
+        certificates = await est_client.cacerts(path, verifying_context(bundle.roots_pem))
+        with_leaf = verifying_context(bundle.roots_pem, client_file=file)
+        leaf = await retry_while_busy(lambda: est_client.renew(path, with_leaf, request.body))
     except est_client.ServerRefused as refused:
         if refused.reason in (Reason.REVOKED, Reason.WRONG_TRUST_DOMAIN, Reason.WRONG_ROLE):
             raise
-        fix = _FIXES.get(refused.reason, "the server's log may say more")
+        fix = _FIXES.get(refused.reason, "see the server's log")
         raise CheckFailed(f"{server}: {refused}", fix, refused.reason.word) from None
-    return _next_bundle(bundle, request, leaf, told)
+    return _next_bundle(bundle, request, leaf, certificates)
 
 
-def _next_bundle(bundle: Bundle, request: NewRequest, leaf: bytes, told: Sequence[bytes]) -> Bundle:
-    """The roots are those that the server tells now: so a new one comes before it is needed."""
+def _next_bundle(bundle: Bundle, request: NewRequest, leaf: bytes, certificates: Sequence[bytes]) -> Bundle:
+    """Return the new bundle with the server's present roots, so that a new root arrives before its use."""
     try:
-        roots = roots_among(told)
-        chain = chain_for(request.key_pem, [*split_pem(leaf), *told])
-        given = facts_of(chain).identity
-        leads = any(is_signed_by(split_pem(chain), root) for root in roots)
+        roots = roots_among(certificates)
+        chain = chain_for(request.key_pem, [*split_pem(leaf), *certificates])
+        identity = facts_of(chain).identity
+        is_rooted = any(is_signed_by(split_pem(chain), root) for root in roots)
     except ValueError as error:
-        raise CheckFailed(
-            f"the certificate that came cannot be used: {error}", "see the server's log"
-        ) from None
-    if given != bundle.identity or not leads:
-        raise Refused(
-            Reason.BAD_CSR, f"the certificate that came is of {given}, or of no root of this server"
-        )
+        raise CheckFailed(f"the new certificate cannot be used: {error}", "see the server's log") from None
+    if identity != bundle.identity or not is_rooted:
+        detail = f"the new certificate is of {identity}, or no root of this server signed it"
+        raise Refused(Reason.BAD_CSR, detail)
     return replace(bundle, key_pem=request.key_pem, chain_pem=chain, roots_pem=b"".join(roots))

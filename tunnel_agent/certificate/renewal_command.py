@@ -1,4 +1,4 @@
-"""How a running agent starts a renewal."""
+"""Command line with which a running agent starts a renewal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def renewal_command(config: Path, bundle: Path) -> list[str]:
-    """What runs this in a process of its own; it looks for no code in the folder it is started in."""
+    """Return the command of a renewal. ``-P`` keeps Python from importing code of the working directory."""
     named = ["--config", str(config)] if config.exists() else []
     return [sys.executable, "-P", "-m", "tunnel_agent", "renew", "--json", *named, "--bundle", str(bundle)]

@@ -1,13 +1,13 @@
-"""When a running agent renews its certificate. No I/O, no clock, no chance.
+"""When a running agent renews its certificate. No I/O, clock or randomness.
 
-1. At two thirds of its life, spread; by the wall clock, which is asked again again and again: boards
-   without a battery wake in 1970 and are told the time later.
-2. After a failure soon again, then rarer, always long before the end: between a two hundredth and a
-   twentieth of the life, and not below a second nor above an hour.
-3. Never twice within a third of a life, by the steady clock: with a wall clock that runs ahead each new
-   certificate looks as if it were due.
-4. What has ended is not renewed: no server takes it. If the agent is attached all the same, the clock is
-   wrong and not the certificate, and it goes on trying.
+1. A renewal is due at two thirds of the validity period, spread. The caller passes the wall clock's time at
+   each question, because boards without a battery start in 1970 and learn the time later.
+2. After a failure the agent retries after a two hundredth of the period, then doubles the wait up to a
+   twentieth. A wait is between a second and an hour, so many tries precede the end.
+3. Two renewals are at least a third of a period apart by the steady clock. With a wall clock that runs
+   ahead, each new certificate looks due.
+4. The agent does not renew an expired certificate, because no server accepts it. If the agent is attached all
+   the same, this machine's clock is wrong, and the agent continues to try.
 """
 
 from __future__ import annotations
@@ -17,40 +17,41 @@ from datetime import datetime
 
 from certs.life import ValidityPeriod
 
-LOOK_SECONDS = 5.0
-"""How often the clock and the file are looked at: some ten microseconds of work."""
-_FIRST_PART, _LAST_PART = 200, 20
+POLL_SECONDS = 5.0
+"""How often the agent reads the clock and the file's state, which takes some ten microseconds."""
+_FIRST_DIVISOR, _LAST_DIVISOR = 200, 20
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
 _HOPELESS_SECONDS = 300.0
 
 
 @dataclass(slots=True)
 class RenewalPlan:
-    """Of one certificate. ``chance`` is a random number from 0 to 1; steady times are in seconds."""
+    """Renewal plan of one certificate. ``chance`` is a random number from 0 to 1."""
 
-    life: ValidityPeriod
+    validity: ValidityPeriod
     chance: float
     not_before: float
-    """Of the steady clock."""
+    """Time of the steady clock, in seconds."""
     failures: int = field(init=False, default=0)
 
     @property
     def at(self) -> datetime:
-        """When it is due, if nothing goes wrong."""
-        return self.life.renewal(self.chance)
+        """When the renewal is due, without failures."""
+        return self.validity.renewal(self.chance)
 
     def wait_seconds(self, now: datetime, steady: float, *, attached: bool) -> float:
-        """How long to wait before the next try; 0: now. Ask again at the latest after ``LOOK_SECONDS``."""
-        if now >= self.life.ends and not attached:
-            return LOOK_SECONDS
+        """Return the seconds before the next try; 0: now. The caller asks again after ``POLL_SECONDS``."""
+        if now >= self.validity.ends and not attached:
+            return POLL_SECONDS
         return max(0.0, (self.at - now).total_seconds(), self.not_before - steady)
 
     def failed(self, steady: float, chance: float, *, hopeless: bool = False) -> float:
-        """A try came to nothing. Returns how long the next one waits."""
+        """Note a failed try at ``steady``; return the seconds before the next one."""
         if hopeless:
             wait = _HOPELESS_SECONDS
         else:
-            first, last = (_bounded(self.life.seconds() / part) for part in (_FIRST_PART, _LAST_PART))
+            first = _bounded(self.validity.seconds() / _FIRST_DIVISOR)
+            last = _bounded(self.validity.seconds() / _LAST_DIVISOR)
             wait = min(last, first * 2.0 ** min(self.failures, 30))
         self.failures += 1
         wait *= 0.5 + chance
@@ -58,10 +59,10 @@ class RenewalPlan:
         return wait
 
 
-def plan_after(life: ValidityPeriod, steady: float, chance: float, *, renewed: bool) -> RenewalPlan:
-    """For a certificate that was just taken up; ``renewed``: it came from a renewal of ours."""
-    pause = _bounded(life.seconds() / 3) if renewed else 0.0
-    return RenewalPlan(life, chance, steady + pause)
+def plan_after(validity: ValidityPeriod, steady: float, chance: float, *, renewed: bool) -> RenewalPlan:
+    """Return the plan of a certificate that was loaded at ``steady``; ``renewed``: the agent renewed it."""
+    pause = _bounded(validity.seconds() / 3) if renewed else 0.0
+    return RenewalPlan(validity, chance, steady + pause)
 
 
 def _bounded(seconds: float) -> float:

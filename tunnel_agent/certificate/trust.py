@@ -1,9 +1,9 @@
-"""What a node believes of a server before and after it knows the roots: TLS contexts, and the pin of a token.
+"""TLS contexts before and after a node knows its server's roots, and the root that a token pins.
 
-The first contact cannot verify the server: all that a token has of the root is a digest of its key. So the
-roots are fetched from whoever answers, the pinned one is picked out, and everything that follows, the
-token above all, goes over new connections that trust that root alone. Who sits between and shows another
-authority's certificate has none with the pin, and learns nothing but that somebody wants to join.
+The first contact cannot verify the server, because a token has only a digest of the root's key. So the node
+fetches the roots without verification and selects the pinned root. Everything after that, above all the
+token, goes over new connections that trust only the pinned root. An attacker in between has no certificate
+with the pin, and learns only that a node wants to join.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NO_CHECK_TIME = 0x200000
 
 
 def unverified_context() -> ssl.SSLContext:
-    """Verifies nothing. Nothing secret may go over it, and nothing that comes is believed unproven."""
+    """Return a context that verifies nothing. It must carry no secret, and its data needs other proof."""
     context = _context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
 def verifying_context(roots_pem: bytes, *, client_file: Path | None = None) -> ssl.SSLContext:
-    """Verifies the server by these roots, its name and the dates; shows what is in ``client_file``."""
+    """Return a context that verifies the server's chain, name and dates, and presents ``client_file``."""
     context = _context()
     context.load_verify_locations(cadata=roots_pem.decode())
     if client_file is not None:
@@ -34,25 +34,28 @@ def verifying_context(roots_pem: bytes, *, client_file: Path | None = None) -> s
     return context
 
 
-def trusting_at_any_time(roots_pem: bytes) -> ssl.SSLContext:
-    """Likewise, whatever this machine's clock says: to ask a server that is proven for the time."""
+def verifying_context_without_dates(roots_pem: bytes) -> ssl.SSLContext:
+    """Return a context that ignores the dates, to ask a verified server for the time."""
     context = verifying_context(roots_pem)
     context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
     return context
 
 
 def pinned_root(certificates: Iterable[bytes], pin: bytes) -> bytes | None:
-    """The root (PEM) whose key has this digest, if it is among them. Raises ``ValueError``."""
-    return next((one for one in roots_among(certificates) if pin_of(one) == pin), None)
+    """Return the root (PEM) whose key has the digest ``pin``, or None.
+
+    Raises ``ValueError`` for content that is not a certificate.
+    """
+    return next((root for root in roots_among(certificates) if pin_of(root) == pin), None)
 
 
 def roots_among(certificates: Iterable[bytes]) -> list[bytes]:
-    """Those that signed themselves. Raises ``ValueError``."""
-    return [one for one in certificates if is_signed_by([one], one)]
+    """Return the self-signed certificates. Raises ``ValueError`` for content that is not a certificate."""
+    return [pem for pem in certificates if is_signed_by([pem], pem)]
 
 
 def _context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot answer it
+    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot renegotiate
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -1,4 +1,4 @@
-"""``qanat-agent check``: does everything from here to the server and to the targets work."""
+"""``qanat-agent check``: check everything from this machine to the server and to the targets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SKIP: "yellow"}
 @bundle_option
 @json_option
 def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
-    """Check configuration, certificate, the way to each server, and each target.
+    """Check configuration, certificate, the path to each server, and each target.
 
-    A running agent is not disturbed. Exits with 0 if all is well, 1 if a step failed, 2 if the
+    A running agent keeps its session. Exits with 0 if every step passed, 1 if a step failed, 2 if the
     configuration cannot be used.
 
     \b
@@ -33,17 +33,17 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
       qanat-agent check --bundle edge1.pem
       qanat-agent check --json | jq '.findings[] | select(.verdict == "fail")'
     """
-    findings: list[CheckResult] = []
-    code = trio.run(check_all, config, bundle, findings.append if as_json else print_finding)
+    results: list[CheckResult] = []
+    code = trio.run(check_all, config, bundle, results.append if as_json else print_result)
     if as_json:
-        shown = [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
-        print_json({"ok": code is ExitCode.OK, "findings": shown})
+        findings = [{**asdict(result), "verdict": result.verdict.value} for result in results]
+        print_json({"ok": code is ExitCode.OK, "findings": findings})
     click.get_current_context().exit(code)
 
 
-def print_finding(finding: CheckResult) -> None:
-    """One line, and the cure below it."""
-    verdict = styled(finding.verdict.name, colour=_COLOURS[finding.verdict], bold=True)
-    click.echo(f"{verdict}  {finding.step:<12}{finding.detail}")
-    if finding.fix:
-        click.echo(f"      {'':<12}fix: {finding.fix}")
+def print_result(result: CheckResult) -> None:
+    """Print one line, and the fix below it."""
+    verdict = styled(result.verdict.name, colour=_COLOURS[result.verdict], bold=True)
+    click.echo(f"{verdict}  {result.step:<12}{result.detail}")
+    if result.fix:
+        click.echo(f"      {'':<12}fix: {result.fix}")

@@ -1,4 +1,4 @@
-"""``qanat-agent config``: the configuration as the agent takes it."""
+"""``qanat-agent config``: the configuration as the agent reads it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunnel_core.config.loader import ConfigError, load_given
 
 @click.group("config", cls=CommandGroup)
 def command() -> None:
-    """Look at the configuration.
+    """Show the configuration.
 
     \b
     Example:
@@ -31,10 +31,10 @@ def command() -> None:
 @bundle_option
 @json_option
 def show(config: Path | None, bundle: Path | None, as_json: bool) -> None:
-    """Print every key with the value that counts, and where that comes from.
+    """Print every key with its value and the value's origin.
 
-    From the file with its line, from a variable of this shell's environment, from an option, or by
-    default. A running agent may have been started with others. Secrets are not shown.
+    The origin is the file with its line, a variable of this shell's environment, an option, or the
+    default. A running agent may have other values. Secrets are not shown.
 
     \b
     Examples:

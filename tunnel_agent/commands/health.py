@@ -1,4 +1,4 @@
-"""``qanat-agent health`` as the command line knows it; ``entry`` answers it before that is loaded."""
+"""``qanat-agent health``, for the help texts; ``entry`` runs the probe before the command line is loaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 @click.command("health")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
 def command(config: Path | None) -> None:
-    """Ask the agent that runs here whether it lives: exit code 0 if so, 1 if not.
+    """Probe the agent that runs on this machine: exit code 0 if it answers, 1 if not.
 
-    For container runtimes and watchdogs. Healthy is who answers: an agent whose server is
-    away is healthy. `qanat-agent status` tells of the link.
+    For container runtimes and watchdogs. An agent without a link to its server is healthy.
+    `qanat-agent status` shows the link.
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def command(config: Path | None) -> None:
     """
     try:
         file = config or paths.agent_config_file()
-        door = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
+        endpoint = OpsEndpoint.find(file, OPS_LISTEN, os.environ, is_named=config is not None)
     except Unhealthy as error:
         raise click.ClickException(str(error)) from None
-    click.get_current_context().exit(report(door))
+    click.get_current_context().exit(report(endpoint))

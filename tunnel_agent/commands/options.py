@@ -1,4 +1,4 @@
-"""The options that say which agent is meant, and how a bad configuration ends a command."""
+"""Options that name the agent's files, and the end of a command whose configuration cannot be used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def installation_of(config: Path | None, bundle: Path | None) -> Installation:
-    """What the options lead to. Ends the command if that cannot be used."""
+    """Load the installation that the options name. Raises ``CommandError`` if it cannot be used."""
     try:
         return load_installation(config, bundle)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""``qanat-agent renew``: the next certificate, now."""
+"""``qanat-agent renew``: renew the node's certificate now."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from tunnel_core.reasons import Reason, Refused
 @bundle_option
 @json_option
 def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
-    """Renew the node's certificate now. A running agent does this by itself, and takes up what is here.
+    """Renew the node's certificate now.
 
-    The new certificate is for a new key, which never leaves this machine.
+    A running agent renews by itself, and loads the certificate of this command. The new certificate is for
+    a new key, which never leaves this machine.
 
     \b
     Examples:
@@ -42,9 +43,10 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
         reason = Reason[failure.reason.upper()] if failure.reason else None
         code = exit_code_of(reason) if reason else ExitCode.FAILED
         raise CommandError(code, f"{failure.detail}; {failure.fix}", reason=reason) from None
-    life = life_of(renewed.bundle.chain_pem)
+    validity = life_of(renewed.bundle.chain_pem)
     if as_json:
-        answer = {"identity": str(renewed.bundle.identity), "serial": life.serial}
-        print_json({**answer, "ends": as_iso(life.ends), "server": renewed.server})
+        answer = {"identity": str(renewed.bundle.identity), "serial": validity.serial}
+        print_json({**answer, "ends": as_iso(validity.ends), "server": renewed.server})
     else:
-        click.echo(f"{renewed.bundle.identity} holds until {as_minute(life.ends)}, by {renewed.server}.")
+        ends = as_minute(validity.ends)
+        click.echo(f"{renewed.bundle.identity} is valid until {ends}, renewed by {renewed.server}.")

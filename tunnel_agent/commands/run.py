@@ -31,8 +31,8 @@ from tunnel_core.telemetry.queued_output import queue_standard_error
 def command(config: Path | None, bundle: Path | None) -> None:
     """Attach to the server and stay attached.
 
-    SIGTERM, and the end of its terminal, let running streams finish for drain_seconds; SIGINT (Ctrl-C)
-    ends at once. The status page is at http://127.0.0.1:7005/ unless [ops] says otherwise. With
+    After SIGTERM or the end of its terminal, running streams may finish for drain_seconds; SIGINT (Ctrl-C)
+    stops the agent at once. The status page is at http://127.0.0.1:7005/, or at [ops] listen. With
     QANAT_SERVER in its environment a node without a bundle joins first: see docs/environment.md.
 
     \b
@@ -50,13 +50,13 @@ def command(config: Path | None, bundle: Path | None) -> None:
         trio.run(run_agent, installation)
     except OSError as error:
         ops = installation.config.ops
-        why = _running_agent(ops, error) or why_not_listening(error, ops.listen.port if ops.listen else 0)
-        message = f"cannot listen on {ops.listen}, [ops] listen in {installation.file}: {why}"
+        cause = _running_agent(ops, error) or why_not_listening(error, ops.listen.port if ops.listen else 0)
+        message = f"cannot listen on {ops.listen}, [ops] listen in {installation.file}: {cause}"
         raise CommandError(ExitCode.FAILED, message) from None
 
 
 def _running_agent(ops: Ops, error: OSError) -> str:
-    """What to do about the agent that has our port; empty if the port is not taken by an agent."""
+    """Return what to do about another agent at this port; empty if no agent has the port."""
     if error.errno != errno.EADDRINUSE:
         return ""
     try:
@@ -64,16 +64,16 @@ def _running_agent(ops: Ops, error: OSError) -> str:
     except (OSError, http.client.HTTPException, ValueError, KeyError):
         return ""
     stop = "stop it first (`qanat-agent status` shows it)"
-    return f"an agent runs on this machine already, for node {node}; {stop}, or give this one another port"
+    return f"an agent runs on this machine already, for node {node}; {stop}, or configure another port"
 
 
 def _maybe_join(config: Path | None, bundle: Path | None) -> None:
-    """Ends the command if the join that the environment asks for does not succeed."""
+    """Join if the environment asks for it. Raises ``CommandError``, or exits with the failed join's code."""
     if first_run.SERVER not in os.environ:
         return
     try:
         place = bundle or files_of(config).bundle
-        first_run.join_if_told(os.environ, place, config)
+        first_run.join_at_first_run(os.environ, place, config)
     except ConfigError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     except first_run.CannotJoin as error:

@@ -20,15 +20,16 @@ NAME = "qanat-agent"
 
 
 class AgentService:
-    """What the service needs follows from ``agent.toml`` and the place of the bundle."""
+    """The agent's service, planned from ``agent.toml`` and the path of the bundle."""
 
     name = NAME
 
     def config_file(self) -> Path:
+        """Return the configuration of a system service."""
         return paths.system_config_file("agent.toml")
 
     def plan(self, config: Path, groups: tuple[str, ...]) -> ServicePlan:
-        """Raises ``ConfigError``."""
+        """Return the plan of the service. Raises ``ConfigError``."""
         loaded = load(config, AgentConfig, environ={}, required=False)
         bundle = _bundle_file(config, loaded)
         state = paths.system_agent_folder()
@@ -49,7 +50,7 @@ class AgentService:
 
 
 def _bundle_file(config: Path, loaded: AgentConfig) -> Path:
-    """Without a configuration that is where ``join`` puts it."""
+    """Return the bundle's path; without a configuration, the path that ``join`` writes."""
     joined = paths.system_agent_folder() / "node.pem"
     return loaded.bundle_file if os.path.lexists(config) else joined
 
@@ -96,13 +97,13 @@ def _notes(config: Path, loaded: AgentConfig, bundle: Path, groups: tuple[str, .
         place = paths.system_agent_folder() / bundle.name
         yield (
             f"the service cannot renew {bundle}, because it must not write in {bundle.parent}: move it to "
-            f'{place}, write bundle_file = "{place}" into {config}, and run this again'
+            f'{place}, write bundle_file = "{place}" into {config}, and run this command again'
         )
     for path in _unix_targets(loaded):
         if is_hidden(path):
             yield f"the service does not see {path}; let its program listen elsewhere, for example in /run"
         elif group := _missing_group(path, groups):
-            yield f"only group {group} may open {path}; if that is meant, run this with --group {group}"
+            yield f"only group {group} may open {path}; to allow it, run this command with --group {group}"
 
 
 def _unix_targets(loaded: AgentConfig) -> list[Path]:
@@ -112,7 +113,7 @@ def _unix_targets(loaded: AgentConfig) -> list[Path]:
 
 
 def _missing_group(path: Path, groups: tuple[str, ...]) -> str:
-    """The group that the service's user needs to open a socket; empty if it needs none, or none helps."""
+    """Return the group that the service's user needs to open a socket; empty if none is needed or helps."""
     try:
         status = path.stat()
         group = path.group()

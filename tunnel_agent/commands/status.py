@@ -1,4 +1,4 @@
-"""``qanat-agent status``: what the running agent says of itself."""
+"""``qanat-agent status``: show the status of the running agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from tunnel_agent.commands.options import config_option, json_option
 from tunnel_agent.installation import load_config, place_of_config
 from tunnel_agent.status.client import TIMEOUT_SECONDS, UnreadableToken, fetch_status
-from tunnel_agent.status.page import because
+from tunnel_agent.status.page import cause_of
 from tunnel_core.cli.command_line import CommandError, ExitCode, print_json, printable
 from tunnel_core.cli.tables import Row, Table, lines_of
 from tunnel_core.config.loader import ConfigError
@@ -27,10 +27,10 @@ _STREAMS = Table(("stream", "user", "through", "in", "out", "target"))
 @config_option
 @json_option
 def command(config: Path | None, as_json: bool) -> None:
-    """Show what the running agent says: link, streams, services, last events and troubles.
+    """Show the running agent's link, streams, services, last events and troubles.
 
-    The agent is asked, not the server, so it works while the server is away. Exits with 0 if the
-    agent is attached (be it degraded), 4 if it is not, 1 if no agent answers.
+    The command asks the agent, not the server, so it works while the server is away. Exits with 0 if the
+    agent is attached or degraded, 4 if it is not, 1 if no agent answers.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def command(config: Path | None, as_json: bool) -> None:
 
 
 def _is_attached(status: Mapping[str, Any]) -> bool:
-    """Whether the agent takes requests, be it late."""
+    """Whether the agent serves requests, possibly late."""
     is_reachable = category_of_word(status["link"]["state"]) is StateCategory.REACHABLE
     return status["phase"] != "stopping" and is_reachable
 
@@ -62,7 +62,7 @@ def _ops_of(config: Path | None) -> Ops:
 
 def _read_status(ops: Ops) -> dict[str, Any]:
     if ops.listen is None:
-        raise CommandError(ExitCode.USAGE, "[ops] listen is switched off, so the agent cannot be asked")
+        raise CommandError(ExitCode.USAGE, "[ops] listen is switched off, so the agent has no status to read")
     try:
         return fetch_status(ops)
     except UnreadableToken as error:
@@ -70,11 +70,11 @@ def _read_status(ops: Ops) -> dict[str, Any]:
     except ConnectionRefusedError as error:
         message = f"no agent answers at {ops.listen}: {error.strerror}; start one with `qanat-agent run`"
     except TimeoutError:
-        message = f"what listens at {ops.listen} does not answer within {TIMEOUT_SECONDS:g} s: see its log"
+        message = f"the program at {ops.listen} does not answer within {TIMEOUT_SECONDS:g} s: see its log"
     except (OSError, http.client.HTTPException) as error:
         message = f"no agent answers at {ops.listen}: {error or type(error).__name__}; is it another program?"
     except ValueError as error:
-        message = f"{ops.listen}: {error}; is [ops] listen that of the agent?"
+        message = f"{ops.listen}: {error}; is [ops] listen the agent's address?"
     raise CommandError(ExitCode.FAILED, message)
 
 
@@ -91,8 +91,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield "services  " + ", ".join(service["name"] for service in status["services"])
     yield "allow     " + (", ".join(status["allow"]) or "nothing beyond the services")
     for event in status["link"]["events"]:
-        told = (moment_of(event["at"]), *(event[key] for key in ("kind", "reason", "detail")))
-        yield " ".join(filter(None, ("event    ", *told)))
+        fields = (moment_of(event["at"]), *(event[key] for key in ("kind", "reason", "detail")))
+        yield " ".join(filter(None, ("event    ", *fields)))
     for trouble in status["troubles"]:
         yield f"trouble   {moment_of(trouble['at'])} {trouble['text']}"
 
@@ -109,21 +109,21 @@ def _certificate(certificate: Mapping[str, Any]) -> str:
 
 def _link(status: Mapping[str, Any]) -> str:
     link = status["link"]
-    duration, why = as_duration(link["seconds"]), because(link)
+    duration, cause = as_duration(link["seconds"]), cause_of(link)
     server = f"server {status['server'] or '-'}"
     if status["phase"] == "stopping":
         return f"stopping, {server}"
     match link["state"]:
         case "grace":
             left = as_duration(link["grace_seconds_left"] or 0)
-            return f"in grace since {moment_of(link['since'])}{why}, {server}; streams wait {left} more"
+            return f"in grace since {moment_of(link['since'])}{cause}, {server}; streams wait {left} more"
         case "away":
-            return f"away for {duration}{why}; {_attempt(status, server)}"
+            return f"away for {duration}{cause}; {_next_attempt(status, server)}"
         case state:
-            return f"{state} for {duration}{why}, {server}"
+            return f"{state} for {duration}{cause}, {server}"
 
 
-def _attempt(status: Mapping[str, Any], server: str) -> str:
+def _next_attempt(status: Mapping[str, Any], server: str) -> str:
     if status["phase"] == "waiting":
         return f"next attempt in {as_duration(status['next_attempt_seconds'] or 0)}"
     return f"attaching, {server}"

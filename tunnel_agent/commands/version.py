@@ -1,4 +1,4 @@
-"""``qanat-agent version``: what runs here."""
+"""``qanat-agent version``: versions of the agent and of its libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnel_core.version import __version__
 @click.command("version")
 @json_option
 def command(as_json: bool) -> None:
-    """Print the versions of the agent and of what it stands on.
+    """Print the versions of the agent and of its libraries.
 
     \b
     Examples:

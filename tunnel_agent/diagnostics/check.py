@@ -1,4 +1,4 @@
-"""``qanat-agent check``'s steps: this machine's part, the way to each server, each target."""
+"""Steps of ``qanat-agent check``: this machine's part, the path to each server, each target."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ _SOON = timedelta(days=30)
 
 
 async def check_all(config_file: Path | None, bundle_file: Path | None, report: Report) -> ExitCode:
-    """Takes every step and reports each as it is done; returns the exit code that says how it went."""
+    """Take every step and report each at its end; return the command's exit code.
+
+    Cancellation leaves no connection, and the running agent's session unchanged.
+    """
     verdicts: list[Verdict] = []
 
-    def note(finding: CheckResult) -> None:
-        verdicts.append(finding.verdict)
-        report(finding)
+    def note(result: CheckResult) -> None:
+        verdicts.append(result.verdict)
+        report(result)
 
     installation = _load(config_file, bundle_file, note)
     if installation is None:
@@ -42,10 +45,9 @@ async def check_all(config_file: Path | None, bundle_file: Path | None, report: 
             await ServerProbe(server, installation, connector).run(note)
     config = installation.config
     services = [service.name for service in config.service]
-    for finding in await check_targets(
-        installation.policy(), config.dial_timeout_seconds, services, config.allow
-    ):
-        note(finding)
+    policy, timeout_seconds = installation.policy(), config.dial_timeout_seconds
+    for result in await check_targets(policy, timeout_seconds, services, config.allow):
+        note(result)
     return ExitCode.FAILED if Verdict.FAIL in verdicts else ExitCode.OK
 
 
@@ -63,30 +65,32 @@ def _load(config_file: Path | None, bundle_file: Path | None, report: Report) ->
 
 
 def check_certificate(installation: Installation, now: datetime) -> CheckResult:
-    """The node's own certificate against its key and this machine's clock."""
+    """Check the node's certificate against its key and ``now``."""
     bundle = installation.bundle
-    new = f"bring a new one: `qanat-server issue node {installation.node}`"
+    new_bundle = f"bring a new bundle: `qanat-server issue node {installation.node}`"
     try:
         leaf = describe(bundle.chain_pem)
         fits = key_fits(Credential(bundle.chain_pem, bundle.key_pem))
     except ValueError as error:
         detail = f"{installation.bundle_file} cannot be read: {error}"
-        return CheckResult("certificate", Verdict.FAIL, detail, new)
+        return CheckResult("certificate", Verdict.FAIL, detail, new_bundle)
     clock = f"this machine's clock says {as_minute(now)}"
     if not fits:
         detail = f"key and certificate of {installation.bundle_file} do not belong together"
-        return CheckResult("certificate", Verdict.FAIL, detail, new)
+        return CheckResult("certificate", Verdict.FAIL, detail, new_bundle)
     if now < leaf.begins:
         detail = f"the certificate begins on {as_minute(leaf.begins)}, but {clock}"
         return CheckResult("certificate", Verdict.FAIL, detail, "set the clock: `timedatectl set-ntp true`")
     if now > leaf.ends:
         detail = f"the certificate ended on {as_minute(leaf.ends)}; {clock}"
-        again = "join again with a new token (`qanat-agent join SERVER --again`), or "
-        return CheckResult("certificate", Verdict.FAIL, detail, f"if the clock is right, {again}{new}")
-    is_left = not bundle.https and leaf.ends - now < _SOON  # what names a server is renewed by itself
-    soon = f", in {(leaf.ends - now).days} days: {new}" if is_left else ""
-    return CheckResult("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{soon}")
+        rejoin = "join again with a new token (`qanat-agent join SERVER --again`), or "
+        return CheckResult(
+            "certificate", Verdict.FAIL, detail, f"if the clock is right, {rejoin}{new_bundle}"
+        )
+    needs_bundle = not bundle.https and leaf.ends - now < _SOON  # without a server the agent cannot renew
+    hint = f", in {(leaf.ends - now).days} days: {new_bundle}" if needs_bundle else ""
+    return CheckResult("certificate", Verdict.PASS, f"{bundle.identity}, until {as_minute(leaf.ends)}{hint}")
 
 
 def _refuse(stream: TunnelStream) -> None:
-    stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a probe is never sent a stream
+    stream.refuse(Reason.AGENT_STOPPING, "this is only a check")  # a server sends no stream to a probe

@@ -1,4 +1,4 @@
-"""``qanat-agent check``'s look at the clock and at what a renewal needs."""
+"""Checks of the clock and of the conditions of a renewal, for ``qanat-agent check``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from certs.life import life_of
 from tunnel_agent.certificate.est_client import JoinPage, join_page
 from tunnel_agent.certificate.node_files import place_of_bundle, require_replaceable, require_writable
-from tunnel_agent.certificate.trust import trusting_at_any_time
+from tunnel_agent.certificate.trust import verifying_context_without_dates
 from tunnel_agent.checks import CheckFailed, CheckResult, Verdict
 from tunnel_agent.installation import Installation
 from tunnel_agent.network.clock_check import compare_clocks
@@ -17,7 +17,10 @@ from tunnel_core.reasons import Refused
 
 
 async def check_clock(installation: Installation) -> CheckResult:
-    """This machine's clock against that of the first server that answers, and is proven at any time."""
+    """Compare this machine's clock with that of the first server that answers.
+
+    The server's certificate is verified, except for its dates.
+    """
     failures: list[str] = []
     for server in installation.bundle.https:
         try:
@@ -28,31 +31,31 @@ async def check_clock(installation: Installation) -> CheckResult:
         try:
             return CheckResult("clock", Verdict.PASS, compare_clocks(server, page.behind))
         except CheckFailed as failure:
-            return failure.finding("clock")
-    why = "; ".join(failures) or "the bundle names no HTTPS port of the server"
-    return CheckResult("clock", Verdict.SKIP, f"not compared: {why}")
+            return failure.as_result("clock")
+    cause = "; ".join(failures) or "the bundle names no HTTPS port of the server"
+    return CheckResult("clock", Verdict.SKIP, f"not compared: {cause}")
 
 
 async def _ask(server: str, installation: Installation) -> JoinPage:
-    patience = installation.config.session.connect_timeout_seconds
-    way = ServerPath(https_port(server), installation.node, installation.proxy, patience, None)
-    for _, step in way.steps():
+    timeout_seconds = installation.config.session.connect_timeout_seconds
+    path = ServerPath(https_port(server), installation.node, installation.proxy, timeout_seconds, None)
+    for _, step in path.steps():
         await step()
-    context = trusting_at_any_time(installation.bundle.roots_pem)
-    return await join_page(way, context, lambda: datetime.now(UTC))
+    context = verifying_context_without_dates(installation.bundle.roots_pem)
+    return await join_page(path, context, lambda: datetime.now(UTC))
 
 
 def check_renewal(installation: Installation) -> CheckResult:
-    """Whether this user could write a new bundle, and when there will be one."""
+    """Check that this user may write a new bundle; return when the renewal is due."""
     bundle = installation.bundle
     if not bundle.https:
-        detail = f"{installation.bundle_file} names no HTTPS port of the server, so it is not renewed"
+        detail = f"{installation.bundle_file} names no HTTPS port of the server, so the agent cannot renew it"
         return CheckResult("renewal", Verdict.SKIP, detail)
     try:
         require_replaceable(installation.bundle_file)
         require_writable(place_of_bundle(installation.bundle_file).parent)
     except CheckFailed as failure:
-        return failure.finding("renewal")
+        return failure.as_result("renewal")
     try:
         due = life_of(bundle.chain_pem).renewal(0.5)
     except ValueError as error:

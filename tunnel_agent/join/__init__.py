@@ -1,1 +1,1 @@
-"""``qanat-agent join``: from a token to a node that is attached, in steps that may break off anywhere."""
+"""``qanat-agent join``: from a token to an attached node, in steps that may be interrupted at any point."""

@@ -1,4 +1,4 @@
-"""Attaches once, up to the server's welcome, so that a running agent of the node keeps its session."""
+"""Attach once, up to the server's welcome, so that a running agent of the node keeps its session."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tunnel_core.streams.tunnel_stream import TunnelStream
 
 
 async def attach_once(config: Path, bundle: Path) -> str:
-    """Tries the servers in their order; the first that welcomes it is enough. Raises ``CheckFailed``."""
+    """Try the servers in their order up to the first welcome; return a sentence. Raises ``CheckFailed``."""
     named = paths.config_argument(config, paths.agent_config_file())
     fix = f"`qanat-agent check{named}` shows which step fails"
     try:
@@ -35,10 +35,10 @@ async def attach_once(config: Path, bundle: Path) -> str:
             except Refused as refused:
                 failures.append(f"{server}: {refused.detail}")
                 continue
-            took = as_milliseconds(trio.current_time() - start)
-            return f"welcomed as node {installation.node} by {software} at {server} in {took}"
+            duration = as_milliseconds(trio.current_time() - start)
+            return f"welcomed as node {installation.node} by {software} at {server} in {duration}"
     raise CheckFailed("; ".join(failures), fix)
 
 
 def _refuse(stream: TunnelStream) -> None:
-    stream.refuse(Reason.AGENT_STOPPING, "this is only a try")  # a probe is never sent a stream
+    stream.refuse(Reason.AGENT_STOPPING, "this attach is only a test")  # a server sends no stream to a probe

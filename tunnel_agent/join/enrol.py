@@ -1,4 +1,4 @@
-"""The token is spent: the request is sent until there is an answer, and the answer becomes a bundle."""
+"""Use the token: send the request until the server answers, and make a bundle of the answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from tunnel_agent.join.first_contact import Contact
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason
 
-_ANEW = "ask for a new token: `qanat-server token create --node {node}`"
+_ASK_AGAIN = "ask for a new token: `qanat-server token create --node {node}`"
 _FIXES = {
-    Reason.TOKEN_WRONG: "paste all of what `qanat-server token create` printed on this server",
-    Reason.TOKEN_EXPIRED: _ANEW,
-    Reason.TOKEN_USED_UP: _ANEW,
-    Reason.TOKEN_REVOKED: _ANEW,
-    Reason.TOKEN_REPLAYED: _ANEW,
-    Reason.REVOKED: _ANEW,
-    Reason.TOKEN_NAME_MISMATCH: "join under the name it is for (--name), or " + _ANEW,
+    Reason.TOKEN_WRONG: "paste the whole output of `qanat-server token create` on this server",
+    Reason.TOKEN_EXPIRED: _ASK_AGAIN,
+    Reason.TOKEN_USED_UP: _ASK_AGAIN,
+    Reason.TOKEN_REVOKED: _ASK_AGAIN,
+    Reason.TOKEN_REPLAYED: _ASK_AGAIN,
+    Reason.REVOKED: _ASK_AGAIN,
+    Reason.TOKEN_NAME_MISMATCH: "join under the token's name (--name), or " + _ASK_AGAIN,
 }
 
 
 def identity_at(trust_domain: str, node: str) -> SpiffeId:
+    """Return the identity of ``node``. Raises ``CheckFailed`` for a trust domain that is not valid."""
     try:
         return SpiffeId(trust_domain, Role.NODE, node)
     except ValueError as error:
@@ -35,10 +36,10 @@ def identity_at(trust_domain: str, node: str) -> SpiffeId:
 
 
 async def spend_token(contact: Contact, node: str, request: NewRequest) -> bytes:
-    """The certificate (PEM). However often it is asked for, it is one use. Raises ``CheckFailed``."""
+    """Get the certificate (PEM). Repeated requests count as one use of the token. Raises ``CheckFailed``."""
     try:
         return await retry_while_busy(
-            lambda: enrol(contact.way, contact.context, node, contact.token, request.body)
+            lambda: enrol(contact.https_path, contact.context, node, contact.token, request.body)
         )
     except ServerRefused as refused:
         fix = _FIXES.get(refused.reason, f"see {refused.reason.word} in docs/errors.md")
@@ -46,14 +47,15 @@ async def spend_token(contact: Contact, node: str, request: NewRequest) -> bytes
 
 
 def bundle_of(contact: Contact, request: NewRequest, leaf: bytes, identity: SpiffeId) -> Bundle:
-    """Raises ``CheckFailed`` for a certificate that is not what was asked for."""
-    hint = "nothing was changed here; the server's log may say more"
+    """Return the node's bundle. Raises ``CheckFailed`` for a certificate that does not match ``request``."""
+    hint = "nothing was changed here; see the server's log"
     try:
         chain = chain_for(request.key_pem, [*split_pem(leaf), *contact.certificates])
-        given = facts_of(chain).identity
-        leads = any(is_signed_by(split_pem(chain), root) for root in contact.roots)
+        issued_to = facts_of(chain).identity
+        is_rooted = any(is_signed_by(split_pem(chain), root) for root in contact.roots)
     except ValueError as error:
-        raise CheckFailed(f"the certificate that came cannot be used: {error}", hint) from None
-    if given != identity or not leads:
-        raise CheckFailed(f"the certificate that came is of {given}, or of no root of this server", hint)
+        raise CheckFailed(f"the new certificate cannot be used: {error}", hint) from None
+    if issued_to != identity or not is_rooted:
+        detail = f"the new certificate is of {issued_to}, or no root of this server signed it"
+        raise CheckFailed(detail, hint)
     return Bundle(identity, request.key_pem, chain, b"".join(contact.roots), contact.agents, contact.https)

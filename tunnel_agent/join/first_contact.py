@@ -1,4 +1,4 @@
-"""The first contact: from a token's pin to a server that is proven, before anything secret is said."""
+"""First contact of a joining node: verify the server by the token's pin, before the token is sent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tunnel_agent.certificate.retry import retry_while_busy
 from tunnel_agent.certificate.trust import (
     pinned_root,
     roots_among,
-    trusting_at_any_time,
     unverified_context,
     verifying_context,
+    verifying_context_without_dates,
 )
 from tunnel_agent.checks import CheckFailed, CheckStep
 from tunnel_agent.network.clock_check import compare_clocks
@@ -30,30 +30,34 @@ T = TypeVar("T")
 
 
 class Contact:
-    """Steps in the order of ``steps``; each leaves what the next needs."""
+    """Steps of the first contact. Each step needs the results of the previous ones."""
 
     def __init__(
         self,
-        way: ServerPath,
+        https_path: ServerPath,
         token: Token,
-        way_to: Callable[[str], ServerPath],
+        path_to_agents: Callable[[str], ServerPath],
         now: Callable[[], datetime],
     ) -> None:
-        """``way`` leads to the HTTPS listener, ``way_to(host:port)`` to one for agents."""
-        self.way = way
+        """Prepare the steps.
+
+        ``https_path`` leads to the HTTPS listener, ``path_to_agents(host:port)`` to a listener for agents.
+        """
+        self.https_path = https_path
         self.token = token
         self.certificates: list[bytes] = []
-        """All that the server tells: roots and intermediates, PEM."""
+        """Roots and intermediate certificates that the server sent, PEM."""
         self.agents: tuple[str, ...] = ()
-        """Where agents attach; one that answers is the first."""
-        self._way_to = way_to
+        """Addresses for agents. The first one answered."""
+        self._path_to_agents = path_to_agents
         self._now = now
         self._root = b""
         self._page: JoinPage | None = None
 
     def steps(self) -> list[CheckStep]:
+        """Return the steps in their order."""
         return [
-            *self.way.steps(),
+            *self.https_path.steps(),
             ("pin", self._find_pinned),
             ("tls", self._verify_but_for_dates),
             ("clock", self._compare_clocks),
@@ -63,94 +67,98 @@ class Contact:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """Verifies the server, by the root of the token alone: for what is secret."""
+        """Context that trusts only the token's root. Secrets go over connections with this context."""
         return verifying_context(self._root)
 
     @property
     def roots(self) -> list[bytes]:
-        """All that count, the pinned one first."""
-        others = [one for one in roots_among(self.certificates) if one != self._root]
+        """All roots of the server (PEM), the pinned one first."""
+        others = [root for root in roots_among(self.certificates) if root != self._root]
         return [self._root, *others]
 
     @property
     def page(self) -> JoinPage:
+        """The join page, present after the step ``tls``."""
         assert self._page is not None
         return self._page
 
     @property
     def https(self) -> tuple[str, ...]:
-        """Where the server is found again: as it was named first, then as it names itself."""
-        return tuple(dict.fromkeys((self.way.server, *self.page.https)))
+        """Addresses of the HTTPS listener: the caller's first, then those of the join page."""
+        return tuple(dict.fromkeys((self.https_path.server, *self.page.https)))
 
     async def _find_pinned(self) -> str:
-        shown = await _asked(lambda: cacerts(self.way, unverified_context()))
+        certificates = await _retry(lambda: cacerts(self.https_path, unverified_context()))
         try:
-            root = pinned_root(shown, self.token.pin)
+            root = pinned_root(certificates, self.token.pin)
         except ValueError as error:
             raise CheckFailed(
-                f"{self.way.server} shows roots that cannot be read: {error}", self.way.hint
+                f"{self.https_path.server} sends roots that cannot be read: {error}", self.https_path.hint
             ) from None
         if root is None:
             raise CheckFailed(
-                f"{self.way.server} does not know the root that the token names: it is another server, or"
-                " somebody between here and there; the token was not told to it",
-                "compare SERVER with what `qanat-server token create` printed; it was made on that server",
+                f"{self.https_path.server} does not know the root that the token names: it is another server,"
+                " or an attacker in between; the token was not sent",
+                "compare SERVER with the output of `qanat-server token create` on the token's server",
             )
         self._root = root
-        return f"{self.way.server} knows the root that the token names"
+        return f"{self.https_path.server} knows the root that the token names"
 
     async def _verify_but_for_dates(self) -> str:
-        """The issuer and the name. The dates wait until the clocks have been compared."""
-        self._page = await _asked(lambda: join_page(self.way, trusting_at_any_time(self._root), self._now))
-        return f"{self.way.server} has a certificate of that root, for that name"
+        """Verify the issuer and the name. The dates are verified after the comparison of the clocks."""
+        self._page = await _retry(
+            lambda: join_page(self.https_path, verifying_context_without_dates(self._root), self._now)
+        )
+        return f"{self.https_path.server} has a certificate of this root, for this name"
 
     async def _compare_clocks(self) -> str:
-        return compare_clocks(self.way.server, self.page.behind)
+        return compare_clocks(self.https_path.server, self.page.behind)
 
     async def _verify(self) -> str:
-        self.certificates = await _asked(lambda: cacerts(self.way, self.context))
-        return f"{self.way.server} has a certificate that holds now"
+        self.certificates = await _retry(lambda: cacerts(self.https_path, self.context))
+        return f"{self.https_path.server} has a certificate that is valid now"
 
     async def _reach_agents(self) -> str:
-        """One of the agents' addresses must answer: else the token would be spent for nothing."""
-        named = self._in_order()
-        if not named:
+        """Find an address for agents that answers, because the token would be wasted without one."""
+        addresses = self._addresses_in_order()
+        if not addresses:
             raise CheckFailed(
-                f"{self.way.server} names no address where agents attach", "see [agents] listen on the server"
+                f"{self.https_path.server} names no address for agents", "see [agents] listen on the server"
             )
         failures: list[CheckFailed] = []
-        for address in named:
+        for address in addresses:
             try:
                 await self._shake_hands(address)
             except CheckFailed as failure:
                 failures.append(failure)
                 continue
-            self.agents = (address, *(one for one in named if one != address))
+            self.agents = (address, *(other for other in addresses if other != address))
             return f"{address} answers"
         raise failures[0]
 
-    def _in_order(self) -> list[str]:
-        """The host that was named by who joins comes first: that one is known to be reached from here."""
+    def _addresses_in_order(self) -> list[str]:
+        """Return the addresses for agents, first those with the caller's host, which this machine reaches."""
         ports = [address.rpartition(":")[2] for address in self.page.agents]
-        here = [join_host_port(self.way.host, int(port)) for port in ports]
-        return list(dict.fromkeys((*here, *self.page.agents)))
+        at_host = [join_host_port(self.https_path.host, int(port)) for port in ports]
+        return list(dict.fromkeys((*at_host, *self.page.agents)))
 
     async def _shake_hands(self, address: str) -> None:
-        way = self._way_to(address)
-        for _, step in way.steps():
+        path = self._path_to_agents(address)
+        for _, step in path.steps():
             await step()
         context = verifying_context(b"".join(self.roots))
         context.set_alpn_protocols(["h2"])
-        tls = await way.shake_hands(context)
+        tls = await path.shake_hands(context)
         if tls.alpn() != "h2":
             await trio.aclose_forcefully(tls)
             raise CheckFailed(f"{address} does not offer HTTP/2, which gRPC needs", agents_port(address).hint)
-        with contextlib.suppress(trio.BrokenResourceError):  # it wants a certificate, which is not there yet
+        # The server may break the connection, because it requires a certificate, which the node lacks.
+        with contextlib.suppress(trio.BrokenResourceError):
             await tls.aclose()
 
 
-async def _asked(ask: Callable[[], Awaitable[T]]) -> T:
-    """A server that refuses what anybody may ask is not ready."""
+async def _retry(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask with retries. A refusal means that the server is not ready, because these requests are public."""
     try:
         return await retry_while_busy(ask)
     except Refused as refused:

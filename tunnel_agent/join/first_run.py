@@ -1,11 +1,11 @@
-"""The first run of an agent that is told by variables how to join, as a container is.
+"""Join at the first run of an agent that gets its settings from environment variables, as a container does.
 
-1. ``QANAT_SERVER`` says where, ``QANAT_TOKEN_FILE`` or ``QANAT_TOKEN`` has the token, ``QANAT_NODE`` the
-   name (else it is the token's, or the host's). A node that has its bundle has joined: it is left as it is,
-   and the variables may stay, since a spent token is worthless.
-2. The join is the ordinary one, in a process of its own: what only it needs leaves no memory behind in an
-   agent that runs for years. A token in a variable reaches it through its standard input.
-3. An end at any moment does no harm: the next run goes on with the same key and the same token.
+1. ``QANAT_SERVER`` is the server, ``QANAT_TOKEN_FILE`` or ``QANAT_TOKEN`` has the token, ``QANAT_NODE`` the
+   name (default: the token's or the host's). A node with a bundle has joined and stays unchanged. The
+   variables may stay, because a used token is worthless.
+2. The join is the ordinary one, in a process of its own. So its memory does not remain in an agent that runs
+   for years. A token of a variable reaches the join through its standard input.
+3. An interruption does no harm, because the next run continues with the same key and the same token.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 SERVER, NODE, TOKEN, TOKEN_FILE = "QANAT_SERVER", "QANAT_NODE", "QANAT_TOKEN", "QANAT_TOKEN_FILE"
 
 
-class CannotJoin(Exception):  # noqa: N818 - named by what happened
-    """The join did not succeed; it has said why. ``code`` is its exit code."""
+class CannotJoin(Exception):  # noqa: N818 - named after the event
+    """A join that failed, after it printed the cause. ``code`` is its exit code."""
 
     def __init__(self, code: int, message: str = "") -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class CannotJoin(Exception):  # noqa: N818 - named by what happened
 
 @dataclass(frozen=True, slots=True)
 class JoinEnvironment:
-    """What the environment says of a join."""
+    """Settings of a join in the environment."""
 
     server: str
     node: str
@@ -38,29 +38,31 @@ class JoinEnvironment:
     token: str = field(repr=False)
 
     @classmethod
-    def by(cls, environ: Mapping[str, str]) -> JoinEnvironment | None:
-        """None if nobody wants a join."""
+    def of(cls, environ: Mapping[str, str]) -> JoinEnvironment | None:
+        """Read the variables; None without ``QANAT_SERVER``."""
         server = environ.get(SERVER, "")
         if not server:
             return None
         return cls(server, environ.get(NODE, ""), environ.get(TOKEN_FILE, ""), environ.get(TOKEN, ""))
 
     def arguments(self, config: Path | None) -> list[str]:
-        """Of ``qanat-agent join``."""
-        named = ["--name", self.node] if self.node else []
+        """Arguments of ``qanat-agent join``."""
+        name = ["--name", self.node] if self.node else []
         token = ["--token-file", self.token_file] if self.token_file else []
-        return [*named, *token, *(["--config", str(config)] if config else []), "--", self.server]
+        return [*name, *token, *(["--config", str(config)] if config else []), "--", self.server]
 
 
-def join_if_told(environ: Mapping[str, str], bundle: Path, config: Path | None) -> None:
-    """Joins if that is wanted and ``bundle`` is not there. Raises ``CannotJoin``."""
-    told = JoinEnvironment.by(environ)
-    if told is None or os.path.lexists(bundle):
+def join_at_first_run(environ: Mapping[str, str], bundle: Path, config: Path | None) -> None:
+    """Join if ``environ`` names a server and ``bundle`` does not exist. Blocks. Raises ``CannotJoin``."""
+    settings = JoinEnvironment.of(environ)
+    if settings is None or os.path.lexists(bundle):
         return
-    if not told.token and not told.token_file:
-        raise CannotJoin(2, f"{bundle} is not there, and to join {told.server} takes {TOKEN_FILE} or {TOKEN}")
-    command = [sys.executable, "-P", "-m", "tunnel_agent", "join", *told.arguments(config)]
-    # What the join says is for people: it goes where the log goes, which is standard error.
-    ran = subprocess.run(command, input=told.token.encode(), stdout=sys.stderr.fileno())  # noqa: S603 - our own
-    if ran.returncode:
-        raise CannotJoin(ran.returncode)
+    if not settings.token and not settings.token_file:
+        message = f"{bundle} does not exist, and a join at {settings.server} needs {TOKEN_FILE} or {TOKEN}"
+        raise CannotJoin(2, message)
+    command = [sys.executable, "-P", "-m", "tunnel_agent", "join", *settings.arguments(config)]
+    # The join's output is for people, so it goes to the log's place, standard error.
+    token, output = settings.token.encode(), sys.stderr.fileno()
+    process = subprocess.run(command, input=token, stdout=output)  # noqa: S603 - our own
+    if process.returncode:
+        raise CannotJoin(process.returncode)

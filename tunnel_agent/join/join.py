@@ -1,12 +1,12 @@
-"""Joins: the steps in their order, and what each leaves on the disk.
+"""Join a node: the steps in their order, and the files that each step writes.
 
-1. The node's name is settled first, from the token, which names it, or from the host. Then everything is
-   asked that can be known without showing the token: files, configuration, the server, its pin, the clocks,
-   the agents' port. Only then is the token shown.
-2. The key is on the disk (``Files.unfinished``) before the request is sent, and goes when all else is there.
-   Run again after a break at any point, a join finds it and asks with the same key, which the server counts
-   as the same use of the token; or it finds that only the configuration was missing.
-3. A node that is joined already does nothing but attach once, unless it is told to join again.
+1. The node's name comes first, from the token or from the host. Then the join checks everything that needs
+   no token: files, configuration, the server, its pin, the clocks, the agents' port. Only then it sends the
+   token.
+2. The key is on the disk (``Files.unfinished``) before the join sends the request, and is removed at the end.
+   A join that runs again after an interruption uses the same key, which the server counts as the same use of
+   the token. If only the configuration was missing, the join writes that.
+3. A node that has joined already only attaches once, without ``--again``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tunnel_agent.checks import CheckFailed, CheckResult, CheckStep, Report, Ver
 from tunnel_agent.config import AgentConfig
 from tunnel_agent.installation import policy_of
 from tunnel_agent.join.attach_once import attach_once
-from tunnel_agent.join.config_text import config_text, to_add
+from tunnel_agent.join.config_text import config_text, missing_text
 from tunnel_agent.join.enrol import bundle_of, identity_at, spend_token
 from tunnel_agent.join.first_contact import Contact
 from tunnel_agent.join.request import JoinRequest, check_given_name, choose_name
@@ -48,12 +48,12 @@ from tunnel_core.humanize import as_minute
 from tunnel_core.reasons import Reason
 
 _OWN_STEPS = {"node", "config", "files", "token"}
-_WAY_STEPS = {"dns", "tcp", "proxy", "agents"}
+_NETWORK_STEPS = {"dns", "tcp", "proxy", "agents"}
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """How it went. ``bundle`` is None if it did not."""
+    """Result of a join. ``bundle`` is None after a failure."""
 
     code: ExitCode
     bundle: Bundle | None
@@ -61,14 +61,15 @@ class Joined:
 
 
 class Joining:
-    """One run of a join. ``read_token`` is asked for the token if it is needed, and not before.
+    """One run of a join. ``read_token`` is called only if the join needs the token.
 
-    ``host`` is this machine's host name, which counts if neither ``wish`` nor the token names the node.
+    ``host`` is this machine's host name, used if neither ``request`` nor the token names the node. ``now``
+    returns UTC. ``again``: join a node that has joined already.
     """
 
     def __init__(
         self,
-        wish: JoinRequest,
+        request: JoinRequest,
         files: Files,
         config: AgentConfig,
         proxies: ProxyChoice,
@@ -79,10 +80,10 @@ class Joining:
         host: str,
         again: bool,
     ) -> None:
-        self._wish = wish
+        self._request = request
         self._files = files
         self._config = config
-        self._tell = report
+        self._report_to = report
         self._read_token = read_token
         self._now = now
         self._usual_name = (host, "this machine's host name")
@@ -94,27 +95,32 @@ class Joining:
         self._proxies = proxies
 
     async def run(self) -> Joined:
-        """Takes every step that is needed, and reports each."""
+        """Take and report every step up to the first failure.
+
+        Cancellation leaves files with which the next join continues.
+        """
         steps: list[CheckStep] = [("files", self._prove_files)]
-        done = await self._settle_node() and await take_steps(steps, self._report) and await self._run_held()
+        done = (
+            await self._settle_node() and await take_steps(steps, self._report) and await self._run_locked()
+        )
         return Joined(
             ExitCode.OK if done else self._code(), self._bundle if done else None, tuple(self._notes)
         )
 
-    async def _run_held(self) -> bool:
+    async def _run_locked(self) -> bool:
         try:
             with held(place_of_bundle(self._files.bundle).parent):
                 return await self._join() and await take_steps(
                     [("config", self._write_config), ("attach", self._attach)], self._report
                 )
         except CheckFailed as failure:
-            self._report(failure.finding("files"))
+            self._report(failure.as_result("files"))
             return False
 
-    def _report(self, finding: CheckResult) -> None:
-        if finding.verdict is Verdict.FAIL:
-            self._failed = finding
-        self._tell(finding)
+    def _report(self, result: CheckResult) -> None:
+        if result.verdict is Verdict.FAIL:
+            self._failed = result
+        self._report_to(result)
 
     def _code(self) -> ExitCode:
         if self._failed is None:
@@ -123,45 +129,45 @@ class Joining:
             return exit_code_of(Reason[self._failed.reason.upper()])
         if self._failed.step in _OWN_STEPS:
             return ExitCode.USAGE
-        return ExitCode.UNREACHABLE if self._failed.step in _WAY_STEPS else ExitCode.FAILED
+        return ExitCode.UNREACHABLE if self._failed.step in _NETWORK_STEPS else ExitCode.FAILED
 
-    # What is there.
+    # Files that exist.
 
     async def _prove_files(self) -> str:
         return prove_writable(self._files)
 
-    # The node and its name. No file is written and no server is asked before this is done.
+    # The node and its name. The join asks no server before it knows the name.
 
     async def _settle_node(self) -> bool:
         try:
-            check_given_name(self._wish.node)
-            said = self._recognise()
+            check_given_name(self._request.node)
+            sentence = self._use_existing_bundle()
         except CheckFailed as failure:
-            self._report(failure.finding("node"))
+            self._report(failure.as_result("node"))
             return False
-        if said:
-            self._report(CheckResult("node", Verdict.PASS, said))
+        if sentence:
+            self._report(CheckResult("node", Verdict.PASS, sentence))
             return True
-        return await take_steps([("token", self._take_token), ("node", self._name_node)], self._report)
+        return await take_steps([("token", self._find_token), ("node", self._name_node)], self._report)
 
-    def _recognise(self) -> str:
-        """Use the bundle of a node that has joined, and return a sentence about it; empty if it has not."""
-        found = find_bundle(self._files)
-        if found is None:
+    def _use_existing_bundle(self) -> str:
+        """Use the bundle of a node that has joined; return a sentence about it, empty without a bundle."""
+        bundle = find_bundle(self._files)
+        if bundle is None:
             return ""
-        name, ends = found.identity.name, life_of(found.chain_pem).ends
-        if self._again and found.key_pem != unfinished_key(self._files):
-            self._usual_name = (name, "as which this machine has joined before")
+        name, ends = bundle.identity.name, life_of(bundle.chain_pem).ends
+        if self._again and bundle.key_pem != unfinished_key(self._files):
+            self._usual_name = (name, "this machine's name at its earlier join")
             return ""
-        given, fix = self._wish.node, "to join anew: a new token, and --again"
+        given, fix = self._request.node, "to join again, use a new token and --again"
         if given and name != given:
             raise CheckFailed(f"this machine has joined as {name}, by {self._files.bundle}", fix)
         if ends <= self._now():
             raise CheckFailed(f"the certificate of {name} ended on {as_minute(ends)}", fix)
-        self._bundle = found
+        self._bundle = bundle
         return f"has joined as {name} already, until {as_minute(ends)}: no token is needed; {fix}"
 
-    async def _take_token(self) -> str:
+    async def _find_token(self) -> str:
         try:
             self._token = find_token(self._read_token())
         except TokenMistyped as error:
@@ -169,22 +175,22 @@ class Joining:
         return f"{self._token.id}, complete"
 
     async def _name_node(self) -> str:
-        node, said = choose_name(self._token, self._wish.node, *self._usual_name)
-        self._wish = replace(self._wish, node=node)
-        return said
+        node, sentence = choose_name(self._token, self._request.node, *self._usual_name)
+        self._request = replace(self._request, node=node)
+        return sentence
 
     # The server, and the use of the token.
 
     async def _join(self) -> bool:
-        if self._bundle is None and self._recognise():
-            raise CheckFailed(f"another join wrote {self._files.bundle} meanwhile", "run this again")
+        if self._bundle is None and self._use_existing_bundle():
+            raise CheckFailed(f"another join wrote {self._files.bundle} meanwhile", "run this command again")
         if self._bundle is not None:
             return True
         if not await take_steps(self._make_contact().steps(), self._report):
             return False
-        for finding in await self._check_targets():
-            if finding.verdict is Verdict.FAIL:
-                self._report(CheckResult("target", Verdict.SKIP, finding.detail, finding.fix))
+        for result in await self._check_targets():
+            if result.verdict is Verdict.FAIL:
+                self._report(CheckResult("target", Verdict.SKIP, result.detail, result.fix))
         return await take_steps([("enrol", self._enrol)], self._report)
 
     async def _check_targets(self) -> list[CheckResult]:
@@ -195,48 +201,50 @@ class Joining:
     def _policy(self) -> Policy:
         file = self._files.config
         place = str(file) if file.exists() else f"{file}, which this join writes"
-        return policy_of(self._wish.node, place, self._config)
+        return policy_of(self._request.node, place, self._config)
 
     def _make_contact(self) -> Contact:
-        way = self._way(https_port(self._wish.server))
-        self._contact = Contact(way, self._token, lambda address: self._way(agents_port(address)), self._now)
+        https_path = self._path_to(https_port(self._request.server))
+        self._contact = Contact(
+            https_path, self._token, lambda address: self._path_to(agents_port(address)), self._now
+        )
         return self._contact
 
-    def _way(self, port: Port) -> ServerPath:
-        patience = self._config.session.connect_timeout_seconds
-        return ServerPath(port, self._wish.node, self._proxies, patience, None)
+    def _path_to(self, port: Port) -> ServerPath:
+        timeout_seconds = self._config.session.connect_timeout_seconds
+        return ServerPath(port, self._request.node, self._proxies, timeout_seconds, None)
 
-    # The token is spent here.
+    # The use of the token.
 
     async def _enrol(self) -> str:
-        identity = identity_at(self._contact.page.trust_domain, self._wish.node)
-        request = request_to_send(self._files, identity)
-        leaf = await spend_token(self._contact, self._wish.node, request)
-        bundle = bundle_of(self._contact, request, leaf, identity)
+        identity = identity_at(self._contact.page.trust_domain, self._request.node)
+        signing_request = request_to_send(self._files, identity)
+        leaf = await spend_token(self._contact, self._request.node, signing_request)
+        bundle = bundle_of(self._contact, signing_request, leaf, identity)
         save_bundle(self._files.bundle, bundle)
         self._bundle = bundle
         return f"{identity}, until {as_minute(life_of(bundle.chain_pem).ends)}"
 
-    # What is left.
+    # After the token.
 
     async def _write_config(self) -> str:
         file, bundle = self._files.config, self._files.bundle
         if file.exists():
-            if lacking := to_add(self._wish, self._config):
-                self._notes.append(f"{file} was there and stays as it is; what it lacks:\n\n{lacking}")
-            said = f"{file} stays as it is"
+            if missing := missing_text(self._request, self._config):
+                self._notes.append(f"{file} existed and stays unchanged; it lacks:\n\n{missing}")
+            sentence = f"{file} stays unchanged"
         else:
-            shown = bundle.name if bundle.parent == file.parent else str(bundle)
+            bundle_file = bundle.name if bundle.parent == file.parent else str(bundle)
             try:
-                write_public(file, config_text(self._wish, shown).encode(), replace=False)
+                write_public(file, config_text(self._request, bundle_file).encode(), replace=False)
                 chown_like(file.parent, file)
             except OSError as error:
                 raise cannot_write(file.parent, error) from None
-            said = f"wrote {file}"
+            sentence = f"wrote {file}"
         remove_interrupted(self._files.unfinished)
         remove_staged(file)
         remove_staged(place_of_bundle(bundle))
-        return said
+        return sentence
 
     async def _attach(self) -> str:
         return await attach_once(self._files.config, self._files.bundle)

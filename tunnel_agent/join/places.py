@@ -1,4 +1,4 @@
-"""Where a join puts a node's files, and where a first run looks for them."""
+"""Paths of a node's files, for a join and for a first run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tunnel_core.config.loader import read
 
 
 def files_of(config: Path | None) -> Files:
-    """As a configuration that is there says, else beside the one that is named. Raises ``ConfigError``."""
+    """Return the paths that an existing configuration names, else paths beside the named configuration.
+
+    Raises ``ConfigError``.
+    """
     named = config or paths.named_config_file()
     file = (named or paths.agent_config_file()).absolute()
-    if os.path.lexists(file):  # no for what may not be looked at; what comes next says so
+    if os.path.lexists(file):  # False without permission; the next step reports that
         return Files(file, load_config(file, required=True).bundle_file)
     bundle = file.parent / "node.pem" if named else paths.joined_bundle_file()
     return Files(file, read({"bundle_file": str(bundle)}, file, AgentConfig).bundle_file)

@@ -1,4 +1,4 @@
-"""What a join is asked for: the node's name, and what it shall publish. No I/O."""
+"""Request of a join: the node's name and its services. No I/O."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NewService:
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """``server`` is ``host:port`` of the HTTPS listener. ``node`` is empty if no name was given."""
+    """Arguments of a join. ``server`` is ``host:port`` of the HTTPS listener. ``node`` may be empty."""
 
     server: str
     node: str
@@ -36,7 +36,7 @@ class JoinRequest:
 
 
 def parse_server(text: str) -> str:
-    """``host[:port]`` as ``host:port``. Raises ``ValueError``."""
+    """Return ``host[:port]`` as ``host:port``. Raises ``ValueError``."""
     if "://" in text:
         raise ValueError(f"write host:port, without {text.partition('://')[0]}://")
     if text.count(":") > 1 and not text.startswith("["):  # an IPv6 address alone
@@ -46,9 +46,9 @@ def parse_server(text: str) -> str:
 
 
 def parse_service(text: str) -> NewService:
-    """Reads ``name=url``; a URL is ``http://host:port``, https, tcp, ``host:port`` or ``unix:/path``.
+    """Parse ``name=url``; a URL is ``http://host:port``, https, tcp, ``host:port`` or ``unix:/path``.
 
-    What name and target may be is the configuration's to say. Raises ``ValueError``.
+    The configuration's own checks decide on name and target later. Raises ``ValueError``.
     """
     name, equals, url = text.partition("=")
     if not equals or not name or not url:
@@ -57,10 +57,10 @@ def parse_service(text: str) -> NewService:
         return NewService(name, url, Protocol.TCP)
     parts = urlsplit(url)
     if parts.scheme not in {protocol.value for protocol in Protocol}:
-        raise ValueError(f"{parts.scheme}:// is not spoken; there is http://, https:// and tcp://")
+        raise ValueError(f"{parts.scheme}:// is not supported; use http://, https:// or tcp://")
     protocol = Protocol(parts.scheme)
     if parts.path.strip("/") or parts.query or parts.fragment or parts.username:
-        raise ValueError(f"a service is all of a host and port: {parts.scheme}://host:port, without a path")
+        raise ValueError(f"a service is a host and port without a path: {parts.scheme}://host:port")
     port = parts.port or _DEFAULT_PORTS.get(protocol)
     if not parts.hostname or port is None:
         raise ValueError(f"{url[:200]!r} names no host and port")
@@ -68,32 +68,30 @@ def parse_service(text: str) -> NewService:
 
 
 def check_given_name(name: str) -> None:
-    """Raises ``CheckFailed`` for a ``--name`` that can be no node's."""
+    """Raise ``CheckFailed`` for a ``--name`` that is not a valid node name."""
     if name and not is_node_name(name):
-        raise CheckFailed(
-            f"the name {name[:300]!r} cannot be a node's", f"a node's name has {NODE_NAME_RULE}"
-        )
+        raise CheckFailed(f"{name[:300]!r} is not a valid node name", f"a node's name has {NODE_NAME_RULE}")
 
 
 def choose_name(token: Token, given: str, usual: str, usual_is: str) -> tuple[str, str]:
-    """Return the node's name, and a sentence about where it comes from.
+    """Return the node's name and a sentence about its origin.
 
-    ``given`` is what ``--name`` said, or empty. ``usual`` is the name if neither ``given`` nor the token has
-    one, and ``usual_is`` says what it is. Raises ``CheckFailed`` if the token was made for another name, or
+    ``given`` is the value of ``--name`` or empty. ``usual`` is the name if neither ``given`` nor the token
+    has one, and ``usual_is`` describes it. Raises ``CheckFailed`` if the token was made for another name, or
     if no name fits.
     """
     wanted = token.made_for
     if given:
         if wanted and not matches(wanted, given):
-            raise _mismatch(token, f"not for {given}, which --name gives", _ways_out(wanted))
+            raise _mismatch(token, f"not for {given}, which --name gives", _name_fix(wanted))
         return given, given
     if wanted and not is_pattern(wanted):
-        return wanted, f"{wanted}, as the token says"
+        return wanted, f"{wanted}, the token's name"
     fix = f"name the node with --name: {f'{_fit(wanted)}, ' if wanted else ''}{NODE_NAME_RULE}"
     if not is_node_name(usual):
-        raise CheckFailed(f"{usual_is} {usual[:300]!r} cannot be a node's", fix)
+        raise CheckFailed(f"{usual_is} {usual[:300]!r} is not a valid node name", fix)
     if wanted and not matches(wanted, usual):
-        raise _mismatch(token, f"which {usual_is} {usual} does not fit", fix)
+        raise _mismatch(token, f"and {usual_is} {usual} does not fit that pattern", fix)
     return usual, f"{usual}, {usual_is}"
 
 
@@ -106,7 +104,7 @@ def _fit(pattern: str) -> str:
     return f"it must fit {pattern}, where * is anything but a dot"
 
 
-def _ways_out(wanted: str) -> str:
+def _name_fix(wanted: str) -> str:
     if is_pattern(wanted):
         return f"give another --name: {_fit(wanted)}"
-    return "leave --name out, or ask for another token: `qanat-server token create --node NAME`"
+    return "omit --name, or ask for another token: `qanat-server token create --node NAME`"

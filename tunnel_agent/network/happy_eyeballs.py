@@ -1,7 +1,7 @@
 """Connect to the first of several addresses that answers, as in RFC 8305 ("happy eyeballs").
 
 The next attempt starts when one failed or 250 ms passed. The first connection wins and the others are closed.
-The reason of a failed connection follows from the number of its error, never from the text.
+The error number of a failed connection determines its ``Reason``; its text does not.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ _STAGGER_SECONDS = 0.25
 
 
 class Connected(NamedTuple):
+    """An open connection and its address as ``host:port``."""
+
     stream: SocketStream
     address: str
 
 
 Connect = Callable[[str, int], Awaitable[SocketStream]]
-"""Connects to one address. Raises ``OSError``; a cancelled one leaves no socket."""
+"""Connects to one address and port. Raises ``OSError``. Cancelled, it leaves no socket."""
 
 
 async def connect_address(address: str, port: int) -> SocketStream:
-    """Connects over TCP to one address, with a zone (``fe80::1%eth0``) if it has one."""
+    """Connect over TCP to one address, which may have a zone (``fe80::1%eth0``).
+
+    Raises ``OSError``. Cancelled, it leaves no socket.
+    """
     plain, _, zone = address.partition("%")
     if ":" not in address:
         return await _connect(socket.AF_INET, (address, port))
@@ -54,7 +59,7 @@ async def _connect(family: int, address: tuple[str, int] | tuple[str, int, int, 
 
 
 def connect_nowait(address: str, port: int) -> SocketStream | None:
-    """A connection to an address of this machine, which its kernel makes at once; else None."""
+    """Connect to an address of this machine, which the kernel does at once; None if that fails."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), contextlib.ExitStack() as on_failure:
         sock, number = _begin_connect(family, (address, port))
@@ -70,16 +75,19 @@ def connect_nowait(address: str, port: int) -> SocketStream | None:
 def _begin_connect(
     family: int, address: tuple[str, int] | tuple[str, int, int, int]
 ) -> tuple[socket.socket, int]:
-    """A socket and how its connect stands: 0 connected, ``EALREADY`` on its way, or what it failed with."""
+    """Start a connect; return the socket and 0 (connected), ``EALREADY`` (in progress) or an error number."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     number = sock.connect_ex(address)
     if number == errno.EINPROGRESS:
-        number = sock.connect_ex(address)  # on this machine it is done by now
+        number = sock.connect_ex(address)  # a connect within this machine is complete by now
     return sock, number
 
 
 async def connect_first(addresses: Sequence[str], port: int, connect: Connect = connect_address) -> Connected:
-    """The first of ``addresses`` to connect. Raises the first failure's ``OSError`` when all fail."""
+    """Return the connection to the first of ``addresses`` that answers on ``port``.
+
+    Raises the ``OSError`` of the first failure if all fail. Cancelled, it leaves no connection.
+    """
     if len(addresses) == 1:
         return Connected(await connect(addresses[0], port), join_host_port(addresses[0], port))
     race = _Race(connect, port)
@@ -95,7 +103,7 @@ async def connect_first(addresses: Sequence[str], port: int, connect: Connect = 
             race.winner.stream.abort()
         raise
     if race.winner is None:
-        raise race.errors.pop(0)  # kept there, with this frame in its traceback, it would be a cycle
+        raise race.errors.pop(0)  # an error left in the list would form a cycle with this frame
     return race.winner
 
 
@@ -113,12 +121,12 @@ class _Race:
             self.errors.append(error.with_traceback(None))
             failed.set()
             return
-        self._arrived(Connected(stream, join_host_port(address, self._port)), scope)
+        self._finish(Connected(stream, join_host_port(address, self._port)), scope)
 
-    def _arrived(self, connected: Connected, scope: trio.CancelScope) -> None:
+    def _finish(self, connected: Connected, scope: trio.CancelScope) -> None:
         if self.winner is None:
             self.winner = connected
-        else:  # two connected in the same pass
+        else:  # two attempts connected in the same pass of the event loop
             connected.stream.abort()
         scope.cancel()
 
@@ -135,7 +143,7 @@ _BY_ERRNO = {
 
 
 def refused_by_errno(node: str, where: str, error: OSError) -> Refused:
-    """What a failed dial of ``where`` is called, by its error number."""
+    """Return the refusal for a failed dial of ``where``, chosen by its error number."""
     number = error.errno or 0
     text = os.strerror(number) if number > 0 else "unknown error"
     if number in _UNREACHABLE:

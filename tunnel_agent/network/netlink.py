@@ -1,8 +1,8 @@
-"""The few messages of Linux's rtnetlink that tell which way an address is reached. No I/O.
+"""Messages of Linux's rtnetlink that ask for the route to an address. No I/O.
 
-A question (RTM_GETROUTE) gets the route that a packet to the address would take now, with every rule,
-table and metric applied: the kernel decides, nobody here guesses. man 7 rtnetlink has the layouts,
-which are in the machine's own byte order. What cannot be read is no answer, never an exception.
+A request (RTM_GETROUTE) returns the route that a packet to the address would take now. The kernel applies
+every rule, table and metric. man 7 rtnetlink has the layouts, which are in the machine's own byte order.
+The parser skips what it cannot read and never raises.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _DESTINATION, _INTERFACE, _GATEWAY, _SOURCE, _VIA = 1, 4, 5, 7, 18
 _TYPE_MASK = 0x3FFF  # the two high bits of an attribute's type are flags
 _FAMILIES = {4: 2, 6: 10}  # as Linux numbers them
 _ADDRESS_SIZES = {4, 16}
-_USABLE = {1, 2}  # unicast, local; the others throw away or refuse
+_USABLE = {1, 2}  # unicast, local; routes of the other types drop or reject packets
 
-# RTNLGRP_ numbers less one as bits. Link changes too: IPv4 routes that go with their interface are
-# announced by nothing else. Rules too: a VPN that comes up may change nothing but them.
+# RTNLGRP_ numbers minus one as bits. Links are included, because no other message announces IPv4 routes
+# that vanish with their interface. Rules are included, because a VPN may change only rules.
 GROUPS = sum(1 << number - 1 for number in (1, 5, 7, 8, 9, 11, 19))
 
 
 class KernelRoute(NamedTuple):
-    """The way to an address. ``gateway`` and ``source`` are empty where there is none."""
+    """Route to an address. ``gateway`` and ``source`` are empty if the route has none."""
 
     interface: int
     source: str
     gateway: str
 
 
-def route_question(address: str, sequence: int) -> bytes:
-    """Asks which way ``address`` is reached. Raises ``ValueError`` if it is no IP address."""
+def route_request(address: str, sequence: int) -> bytes:
+    """Return the request for the route to ``address``. Raises ``ValueError`` if it is not an IP address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
@@ -49,14 +49,14 @@ def route_question(address: str, sequence: int) -> bytes:
 
 
 class Answer(NamedTuple):
-    """What the kernel said to a question. ``route`` is None if there is no way."""
+    """The kernel's answer to the request with this ``sequence``. ``route`` is None without a usable route."""
 
     sequence: int
     route: KernelRoute | None
 
 
 def read_answers(data: bytes) -> Iterator[Answer]:
-    """The answers in a datagram; what is no answer, or not whole, is left out."""
+    """Yield the answers in a datagram; skip other messages and incomplete ones."""
     for kind, sequence, body in _messages(data):
         if kind == _ERROR:
             yield Answer(sequence, None)
@@ -76,13 +76,13 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _route_of(body: bytes) -> KernelRoute | None:
     if body[7] not in _USABLE:
         return None
-    found = dict(_attributes(body[_ROUTE.size :]))
-    interface = found.get(_INTERFACE, b"")
+    attributes = dict(_attributes(body[_ROUTE.size :]))
+    interface = attributes.get(_INTERFACE, b"")
     if len(interface) != _NUMBER.size:
         return None
     # An IPv4 route through an IPv6 neighbour has its gateway after two bytes that name the family.
-    gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
-    return KernelRoute(_NUMBER.unpack(interface)[0], _text(found.get(_SOURCE, b"")), _text(gateway))
+    gateway = attributes.get(_GATEWAY) or attributes.get(_VIA, b"")[2:]
+    return KernelRoute(_NUMBER.unpack(interface)[0], _text(attributes.get(_SOURCE, b"")), _text(gateway))
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

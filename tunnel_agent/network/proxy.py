@@ -1,10 +1,10 @@
-"""Which HTTP CONNECT proxy, if any, leads to a server: from the config file, else the environment.
+"""Choose the HTTP CONNECT proxy for a server from the configuration file, else from the environment.
 
 1. ``proxy`` in the file wins, with the file's ``no_proxy`` alone. Otherwise ``https_proxy`` and
-   ``all_proxy`` (lower case first), with ``no_proxy`` of the environment and of the file together.
-2. A proxy of the environment is never asked for loopback: a demo on a laptop behind one must work.
-3. Only ``http://`` proxies exist here. gRPC silently bypasses ``https://`` ones, and an agent that
-   leaves a network by a way its owner did not choose is worse than one that says no.
+   ``all_proxy`` apply (lower case first), with ``no_proxy`` of the environment and of the file together.
+2. A proxy of the environment is never used for loopback, because a demo on a laptop behind a proxy must work.
+3. Only ``http://`` proxies are supported, because gRPC silently bypasses ``https://`` proxies. An error is
+   better than an agent that leaves the network by a path that its owner did not choose.
 4. ``no_proxy``: ``*``, a host (which covers its subdomains, as in curl and Go), ``.suffix``,
    ``*.suffix``, an address, a CIDR; each with an optional ``:port``.
 """
@@ -23,7 +23,7 @@ _DEFAULT_PORT = 80
 
 
 class ProxyError(ValueError):
-    """The proxy setting cannot be used. The text is a sentence for the user, without secrets."""
+    """A proxy setting that cannot be used. The text is a sentence for the user, without secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """``http://user:password@host:port``, percent-encoded. A secret: for the dial alone."""
+        """``http://user:password@host:port``, percent-encoded. It is secret; only the dial uses it."""
         login = quote(self.user, safe="") + (f":{quote(self.password, safe='')}" if self.password else "")
         return f"http://{login}@{self.address}" if login else f"http://{self.address}"
 
     @property
     def address(self) -> str:
+        """``host:port``, without the user."""
         return join_host_port(self.host, self.port)
 
     def __str__(self) -> str:
@@ -57,7 +58,7 @@ def choose_proxy(
     no_proxy: Sequence[str] = (),
     environment: Mapping[str, str],
 ) -> Proxy | None:
-    """The proxy to dial ``server`` (``host:port``) through, or None. Raises ``ProxyError``."""
+    """Return the proxy for ``server`` (``host:port``), or None for a direct dial. Raises ``ProxyError``."""
     host, port = split_host_port(server)
     if proxy:
         chosen = parse_proxy(proxy, origin="proxy in the configuration", password=password)
@@ -77,18 +78,21 @@ def _environment_exemptions(environment: Mapping[str, str]) -> list[str]:
 
 
 def parse_proxy(text: str, *, origin: str, password: str = "") -> Proxy:
-    """Reads ``[http://][user[:password]@]host[:port]``; ``password`` is used if the URL has none."""
+    """Parse ``[http://][user[:password]@]host[:port]``; ``password`` applies if the URL has none.
+
+    ``origin`` names the setting in errors. Raises ``ProxyError``.
+    """
     parts = _split(text, origin)
     if parts.scheme != "http":
-        cure = "the agent speaks to proxies over http:// only; their CONNECT tunnel carries its TLS"
-        raise ProxyError(f"{origin} is a {parts.scheme}:// proxy: {cure}")
+        fix = "the agent speaks to proxies over http:// only; their CONNECT tunnel carries its TLS"
+        raise ProxyError(f"{origin} is a {parts.scheme}:// proxy: {fix}")
     if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise ProxyError(f"{origin} is not http://host:port")
     user, own_password = unquote(parts.username or ""), unquote(parts.password or "")
     try:
         bracketed = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         host, port = split_host_port(f"{bracketed}:{parts.port or _DEFAULT_PORT}")
-    except ValueError:  # its text may show the password
+    except ValueError:  # the error's text may contain the password
         raise ProxyError(f"{origin} is not http://host:port") from None
     return Proxy(host, port, user, own_password or password)
 
@@ -124,7 +128,7 @@ def _covers(rule: str, host: str, port: int) -> bool:
 
 
 def _split_rule(rule: str) -> tuple[str, int | None]:
-    """``host[:port]`` or a bare IPv6 address or CIDR; a rule that is neither covers nothing."""
+    """Split ``host[:port]`` or a bare IPv6 address or CIDR. Any other rule covers nothing."""
     if rule.startswith("["):
         name, _, port = rule[1:].partition("]")
         port = port.removeprefix(":")

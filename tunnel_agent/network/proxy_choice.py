@@ -1,4 +1,4 @@
-"""Which proxy the configuration and this process's environment name, asked anew for each connection."""
+"""The proxy settings of the configuration and of this process's environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunnel_agent.network.proxy import Proxy, choose_proxy
 
 @dataclass(frozen=True, slots=True)
 class ProxyChoice:
-    """What the configuration says about proxies; the environment is asked at each attempt."""
+    """Proxy settings of the configuration, and the environment, which is read for each connection."""
 
     proxy: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
@@ -19,7 +19,7 @@ class ProxyChoice:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
 
     def proxy_for(self, server: str) -> Proxy | None:
-        """The proxy that leads to ``server``, or None. Raises ``ProxyError``."""
+        """Return the proxy for ``server`` (``host:port``), or None. Raises ``ProxyError``."""
         return choose_proxy(
             server,
             proxy=self.proxy,

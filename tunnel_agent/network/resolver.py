@@ -1,12 +1,12 @@
-"""Host names to addresses, by the system's resolver alone: hosts file, DNS and mDNS in its own order.
+"""Resolve host names by the system's resolver alone: hosts file, DNS and mDNS in its order.
 
-1. `check`, `join`, renewals and `run` look up a server or a proxy here, and dial what was found. gRPC
-   gets addresses, because its own resolver asks DNS even for a name of ``/etc/hosts``, and waits for it.
-2. Each attempt looks the name up anew, because a server may move.
-3. A look-up blocks a thread, and glibc offers no way to end it. A cancelled one goes on to its end, up to
-   half a minute with a silent DNS. Servers have threads of their own, and targets have others, because
-   users cause the look-ups of targets: these take no thread from the way to the server, or from the agent's
-   files. ``targets/lookups.py`` shares the threads of targets among the users.
+1. `check`, `join`, renewals and `run` look up a server or a proxy here and dial its addresses. gRPC gets
+   addresses, because its own resolver waits for DNS even for a name in ``/etc/hosts``.
+2. Each attempt looks up the name again, because a server may move.
+3. A look-up blocks a thread, and glibc cannot end it. A cancelled look-up runs on for up to half a minute
+   with a silent DNS. Servers and targets have separate threads, because users cause the look-ups of targets.
+   So targets take no thread from the path to the server, or from the agent's files. ``targets/lookups.py``
+   shares the threads of targets among the users.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import TypeAlias
 import trio
 
 MAX_TARGET_LOOKUPS = 64
-"""Names of targets that are looked up at once, a thread each."""
+"""Limit of concurrent look-ups of targets, a thread each."""
 _MAX_LOOKUPS = 16
-"""Two attempts a second and a half apart, over the half minute for which a silent DNS holds a thread."""
+"""Limit of concurrent look-ups of servers. A silent DNS holds a thread for half a minute, and attempts start
+every one and a half seconds."""
 _MAX_ADDRESSES = 8
-"""Of one server or proxy. All share the time of one attempt."""
+"""Limit for one server or proxy, because all addresses share the time of one attempt."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
-"""A host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""
+"""Resolves a host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""
 
 _Threads: TypeAlias = trio.lowlevel.RunVar[trio.CapacityLimiter]
 _of_servers: _Threads = trio.lowlevel.RunVar("threads of server look-ups")
@@ -39,35 +40,35 @@ async def resolve_host(host: str) -> Sequence[str]:
 
 
 async def resolve_server(host: str) -> Sequence[str]:
-    """Look up a server or a proxy: its addresses in the resolver's order, each once, 8 at most.
+    """Return the addresses of a server or a proxy in the resolver's order, each once, 8 at most.
 
     Raises ``OSError``. Cancellation abandons the thread, which ends when the resolver gives up.
     """
     try:
-        found = _look_up(host, socket.AI_NUMERICHOST)
-    except socket.gaierror:  # it is a name
+        addresses = _look_up(host, socket.AI_NUMERICHOST)
+    except socket.gaierror:  # the host is a name
         limiter = _limiter(_of_servers, _MAX_LOOKUPS)
-        found = await _look_up_in_thread(host, limiter)
-    return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
+        addresses = await _look_up_in_thread(host, limiter)
+    return list(dict.fromkeys(addresses))[:_MAX_ADDRESSES]
 
 
 def _look_up(host: str, flags: int) -> list[str]:
-    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM, flags=flags)
-    return [str(address[0]) for *_, address in found]
+    entries = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM, flags=flags)
+    return [str(address[0]) for *_, address in entries]
 
 
 async def _look_up_in_thread(host: str, limiter: trio.CapacityLimiter) -> list[str]:
-    found = await trio.to_thread.run_sync(_try_look_up, host, abandon_on_cancel=True, limiter=limiter)
-    if isinstance(found, OSError):
+    result = await trio.to_thread.run_sync(_try_look_up, host, abandon_on_cancel=True, limiter=limiter)
+    if isinstance(result, OSError):
         try:
-            raise found
+            raise result
         finally:
-            del found  # the traceback holds this frame
-    return found
+            del result  # the traceback holds this frame
+    return result
 
 
 def _try_look_up(host: str) -> list[str] | OSError:
-    """Return the addresses, or the error: raised from a thread it would stay in a cycle with trio's frame."""
+    """Return the addresses or the error: an error raised in a thread forms a cycle with trio's frame."""
     try:
         return _look_up(host, 0)
     except OSError as error:

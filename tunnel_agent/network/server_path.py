@@ -1,6 +1,6 @@
-"""The way from here to one of a server's ports, by hand: name, TCP, proxy, TLS.
+"""Connect to one of a server's ports step by step: name, TCP, proxy, TLS.
 
-Each step that fails says so in a sentence, with the cure for what usually breaks it.
+A step that fails raises ``CheckFailed`` with a sentence and the fix for the usual cause.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ _PROXY_ANSWERS = {
 
 
 class ConnectionLost(CheckFailed):
-    """The other end broke off, without a word of why: it may go better another time."""
+    """The other end closed the connection without a reason, so a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One of a server's ports: ``server`` is ``host:port``, ``hint`` the cure for what answers otherwise.
+    """One of a server's ports. ``server`` is ``host:port``.
 
-    ``name_fix`` and ``issuer_fix`` are the cures for a certificate with other names, or of another issuer.
+    ``hint`` is the fix if another program answers at the port. ``name_fix`` and ``issuer_fix`` are the fixes
+    for a certificate with other names, or from another issuer.
     """
 
     server: str
@@ -62,21 +63,25 @@ class Port:
 
 
 def agents_port(server: str) -> Port:
+    """Return the port of ``server`` for agents."""
     fix = "write one of these names in servers, or give the server a certificate with this one"
     issuer_fix = f"exempt {server} from inspection, or bring a bundle from the server that answers there"
     return Port(server, "is it the server's [agents] port, 7001 unless changed?", fix, issuer_fix)
 
 
 def https_port(server: str) -> Port:
+    """Return the https port of ``server``."""
     fix = "use one of these names; the server gets its names by `qanat-server init --name`"
     issuer_fix = f"exempt {server} from inspection, or use a token or bundle of the server that answers there"
     return Port(server, "is it the server's [https] port, 7002 unless changed?", fix, issuer_fix)
 
 
 class ServerPath:
-    """Each step leaves what the next one needs. ``client_file`` has this node's key and chain, if there are.
+    """Steps to a server's port, each of which needs the previous one.
 
-    All raise ``CheckFailed``; what is cancelled or fails leaves no connection behind.
+    ``client_file`` has the node's key and chain; None without one.
+
+    All steps raise ``CheckFailed``. A step that fails or is cancelled leaves no connection behind.
     """
 
     def __init__(
@@ -91,17 +96,17 @@ class ServerPath:
         self.server = port.server
         self.host, self.port = split_host_port(port.server)
         self.hint = port.hint
-        self._named = port
+        self._port = port
         self._node = node
         self._proxies = proxies
-        self._patience = response_timeout_seconds
+        self._response_timeout = response_timeout_seconds
         self._client_file = client_file
         self._resolve = resolve
         self._proxy: Proxy | None = None
         self._addresses: Sequence[str] = ()
 
     def find_proxy(self) -> None:
-        """To be called first."""
+        """Choose the proxy. Every other step needs the choice; ``steps`` makes it first."""
         try:
             self._proxy = self._proxies.proxy_for(self.server)
         except ProxyError as error:
@@ -111,7 +116,7 @@ class ServerPath:
             ) from None
 
     def steps(self) -> list[CheckStep]:
-        """Up to a connection on which the server itself answers."""
+        """Return the checks up to a connection on which the server itself answers."""
         try:
             self.find_proxy()
         except CheckFailed as failure:
@@ -119,13 +124,14 @@ class ServerPath:
         through: list[CheckStep] = [("proxy", self.through_proxy)] if self._proxy else []
         return [("dns", self.resolve), ("tcp", self.connect), *through]
 
-    # Name and TCP: to the proxy if there is one.
+    # Name and TCP, to the proxy if there is one.
 
     @property
     def _first_hop(self) -> tuple[str, int]:
         return (self._proxy.host, self._proxy.port) if self._proxy else (self.host, self.port)
 
     async def resolve(self) -> str:
+        """Look up the first hop; return a sentence with its addresses."""
         host, _ = self._first_hop
         fix = f"correct the name, or this machine's resolver (/etc/resolv.conf): `getent hosts {host}`"
         try:
@@ -137,17 +143,18 @@ class ServerPath:
         return f"{host} is {', '.join(self._addresses)}"
 
     async def connect(self) -> str:
+        """Connect to the first hop over TCP and close; return a sentence with the address."""
         opened = await self._open_tcp()
         await opened.stream.aclose()
-        whose = "the proxy at " if self._proxy else ""
-        return f"connected to {whose}{opened.address}"
+        prefix = "the proxy at " if self._proxy else ""
+        return f"connected to {prefix}{opened.address}"
 
     async def _open_tcp(self) -> Connected:
         host, port = self._first_hop
         where = join_host_port(host, port)
         try:
             return await self.in_time(connect_first(self._addresses, port), f"dialling {where}")
-        except ConnectionResetError:  # accepted and hung up at once: busy, but there
+        except ConnectionResetError:  # a busy server accepts and resets at once
             raise ConnectionLost(f"{where} closed the connection as soon as it was open", self.hint) from None
         except OSError as error:
             refused = refused_by_errno(self._node, where, error)
@@ -161,11 +168,12 @@ class ServerPath:
     # The proxy.
 
     async def through_proxy(self) -> str:
+        """Open a tunnel to the server through the proxy and close it; return a sentence."""
         async with await self._open():
             return f"{self._proxy} opened a tunnel to {self.server}"
 
     async def _open(self) -> SocketStream:
-        """A connection on which the server itself answers."""
+        """Open a connection on which the server itself answers."""
         stream = (await self._open_tcp()).stream
         if self._proxy is None:
             return stream
@@ -186,7 +194,7 @@ class ServerPath:
             raise CheckFailed(detail, "is proxy really an HTTP proxy?") from None
         if answer.status_code != 200:
             reason = bytes(answer.reason).decode("ascii", "replace")
-            fix = _PROXY_ANSWERS.get(answer.status_code, "ask whoever runs the proxy, or set no_proxy")
+            fix = _PROXY_ANSWERS.get(answer.status_code, "ask the proxy's administrator, or set no_proxy")
             detail = f"{proxy} answered CONNECT {self.server} with {answer.status_code} {reason}"
             raise CheckFailed(detail.rstrip(), fix.format(server=self.server))
 
@@ -200,7 +208,7 @@ class ServerPath:
     # TLS.
 
     async def shake_hands(self, context: ssl.SSLContext) -> TlsStream:
-        """A TLS connection over the whole way."""
+        """Open a TLS connection to the server, through the proxy if there is one."""
         tls = TlsStream(await self._open(), context, server_hostname=self.host)
         try:
             await self.in_time(tls.do_handshake(), f"the TLS handshake with {self.server}")
@@ -212,25 +220,25 @@ class ServerPath:
         return tls
 
     async def _explain(self, error: BaseException | None) -> CheckFailed:
-        """What a failed handshake means, by OpenSSL's code for it."""
+        """Return the failure for a failed handshake, chosen by OpenSSL's error code."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return await self._explain_certificate(error)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            return CheckFailed(f"what answers at {self.server} does not speak TLS", self.hint)
+            return CheckFailed(f"the program at {self.server} does not speak TLS", self.hint)
         if isinstance(error, ssl.SSLError) and not is_end_of_file(error):
             return CheckFailed(f"TLS with {self.server} failed: {reason_of(error)}", self.hint)
         detail = f"{self.server} closed the connection during the TLS handshake"
-        return ConnectionLost(detail, f"{self.hint} does a firewall block what it cannot inspect?")
+        return ConnectionLost(detail, f"{self.hint} does a firewall block traffic that it cannot inspect?")
 
     async def _explain_certificate(self, error: ssl.SSLCertVerificationError) -> CheckFailed:
         try:
             shown = await self._shown_certificate()
         except CheckFailed as failure:
             return failure
-        return certificate_failure(self._named, error, shown)
+        return certificate_failure(self._port, error, shown)
 
     async def _shown_certificate(self) -> Description:
-        """The certificate that is shown at the server's address, whoever issued it."""
+        """Return the certificate that the server presents, without verification of its issuer."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if self._client_file is not None:
@@ -241,21 +249,19 @@ class ServerPath:
         try:
             return describe(leaf)
         except ValueError as error:
-            raise CheckFailed(
-                f"{self.server} shows what is no certificate of ours: {error}", self.hint
-            ) from None
+            raise CheckFailed(f"{self.server} presents an unusable certificate: {error}", self.hint) from None
 
     async def in_time(self, doing: Awaitable[T], what: str, fix: str = _FIREWALL) -> T:
-        """Waits for one step no longer than the patience says."""
+        """Wait for a step. Raise ``CheckFailed`` with ``fix`` if ``what`` takes longer than the timeout."""
         try:
-            with trio.fail_after(self._patience):
+            with trio.fail_after(self._response_timeout):
                 return await doing
         except trio.TooSlowError:
-            raise CheckFailed(f"{what} took longer than {self._patience:g} s", fix) from None
+            raise CheckFailed(f"{what} took longer than {self._response_timeout:g} s", fix) from None
 
 
 def certificate_failure(port: Port, error: ssl.SSLCertVerificationError, shown: Description) -> CheckFailed:
-    """What it means that OpenSSL does not verify the certificate ``shown`` at ``port``."""
+    """Return the failure for the certificate ``shown`` at ``port``, which OpenSSL did not verify."""
     server = port.server
     now = datetime.now(UTC)
     clock = f"this machine's clock says {as_minute(now)}"

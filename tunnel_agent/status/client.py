@@ -1,4 +1,4 @@
-"""Asks the agent that runs on this machine for its status. Blocks."""
+"""Fetch the status of the agent that runs on this machine. Blocks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_TOKEN_BYTES = 4096
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-class UnreadableToken(ValueError):  # noqa: N818 - named by what is the case
-    """The file that ``[ops] bearer_file`` names cannot be read; the text is a sentence for the user."""
+class UnreadableToken(ValueError):  # noqa: N818 - named after the state
+    """The file in ``[ops] bearer_file`` cannot be read. The text is a sentence for the user."""
 
 
 def fetch_status(ops: Ops) -> dict[str, Any]:
-    """The status of the agent that listens at ``ops.listen``, which must be set.
+    """Fetch the status from the agent that listens at ``ops.listen``, which must be set. Waits 5 s at most.
 
     Raises ``OSError``, ``http.client.HTTPException`` or ``ValueError`` if no agent answers there, and
     ``UnreadableToken`` if the file with its token cannot be read.
@@ -50,8 +50,8 @@ def _fetch(listen: ListenAddress, headers: Mapping[str, str]) -> dict[str, Any]:
     finally:
         connection.close()
     if answer.status != http.HTTPStatus.OK:
-        raise ValueError(f"it answered {answer.status} {answer.reason}")
+        raise ValueError(f"the listener answered {answer.status} {answer.reason}")
     status = json.loads(body)
     if not isinstance(status, dict) or "link" not in status:
-        raise ValueError("what answers there is no agent of this version")
+        raise ValueError("the program that answers there is not an agent of this version")
     return status

@@ -1,12 +1,12 @@
-"""What the agent's link looks like to people: one state, since when and why, and how it came to it. No I/O.
+"""State of the agent's link for people: its state, time, cause and latest changes. No I/O.
 
     attached   a request works
-    degraded   attached, and something sent was not confirmed in time; a request may wait
+    degraded   attached, but the server did not acknowledge a packet in time; a request may wait
     grace      the carrier is lost, the session and its streams are kept, attempts run
-    away       no session: never had one, or it ended
+    away       no session yet, or the session has ended
 
-``LinkHistory`` is written by ``state.AgentState``; ``LinkView`` is one look at it, for status page,
-``/status.json`` and ``qanat-agent status``.
+``AgentState`` writes ``LinkHistory``. ``LinkView`` is a snapshot for the status page, ``/status.json`` and
+``qanat-agent status``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tunnel_core.session.state import AWAY, SessionState, StateCategory
 
 _KEPT_EVENTS = 20
 RESUMED = "resumed"
-"""An event's kind beside those named like the states: over a new carrier with every stream."""
+"""Kind of the event that a session continues over a new carrier. The other kinds are the states' words."""
 
 
 class ViewEvent(NamedTuple):
@@ -35,7 +35,10 @@ class ViewEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """Times are Unix times. ``grace_until`` counts in grace only; ``events`` are newest first."""
+    """Snapshot of the link's state. Times are Unix times, in seconds.
+
+    ``grace_until`` is valid only in grace. ``events`` are newest first.
+    """
 
     state: SessionState
     since: float
@@ -47,17 +50,17 @@ class LinkView:
 
     @property
     def word(self) -> str:
-        """The state as people read it."""
+        """The state's word for people."""
         return word_of(self.state)
 
 
 def word_of(state: SessionState) -> str:
-    """A session that ended leaves an agent that is away, as one does that never began."""
+    """Return the word for ``state``: without a session, after its end or before the first, it is ``away``."""
     return AWAY if state.category is StateCategory.ABSENT else str(state.value)
 
 
 class LinkHistory:
-    """Away at first. ``clock`` gives Unix time."""
+    """State and changes of a link, which is ``away`` at first. ``clock`` returns Unix time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -77,9 +80,10 @@ class LinkHistory:
         grace_seconds: float = 0.0,
         is_resumed: bool = False,
     ) -> None:
-        """The link is in ``state`` from now on. To enter the present state again only renews the why.
+        """Note that the link is in ``state``. In the same state, only ``reason`` and ``detail`` change.
 
-        ``is_resumed``: it was moved to a new carrier just now, which is news in any state.
+        ``grace_seconds``: how long the session is kept in grace. ``is_resumed``: the session has just moved
+        to a new carrier, which is an event in every state.
         """
         now = self._clock()
         if state is not self._state or is_resumed:
@@ -90,6 +94,7 @@ class LinkHistory:
         self._reason, self._detail = reason, detail
 
     def view(self, round_trip_seconds: float | None) -> LinkView:
+        """Return a snapshot with ``round_trip_seconds``, which only the session knows."""
         return LinkView(
             self._state,
             self._since,

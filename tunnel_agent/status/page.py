@@ -1,4 +1,4 @@
-"""The status page as HTML: one document, no script, no other file, readable on a phone and in the dark."""
+"""Status page as one HTML document, without scripts and other files, for phones and dark mode too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tunnel_core.humanize import as_duration, as_milliseconds, as_size, minute_o
 
 REFRESH_SECONDS = 3
 
-# Nothing may be loaded or run, whatever a name that comes from outside tries to say.
+# The browser loads and runs nothing, even if a name from outside contains HTML.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
@@ -64,11 +64,11 @@ footer a { color: var(--accent) }
 """
 
 
-_SPOKEN = {"grace": "in grace"}
+_STATE_WORDS = {"grace": "in grace"}
 
 
 def render(status: Mapping[str, Any]) -> str:
-    """The page for what ``status.as_json`` gives."""
+    """Return the page for ``status``, which ``report.as_json`` returned."""
     node = escape(status["node"])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -84,7 +84,7 @@ def render(status: Mapping[str, Any]) -> str:
 
 def _header(status: Mapping[str, Any]) -> str:
     state = "stopping" if status["phase"] == "stopping" else status["link"]["state"]
-    word = _SPOKEN.get(state) or escape(state)
+    word = _STATE_WORDS.get(state) or escape(state)
     return (
         f'<header><img src="{_ICON}" alt=""><div><h1>{escape(status["node"])}</h1>'
         f'<p>{_sentence(status)}</p></div><span class="pill {escape(state)}">{word}</span></header>'
@@ -95,29 +95,29 @@ def _sentence(status: Mapping[str, Any]) -> str:
     link, server = status["link"], f"<code>{escape(status['server'] or 'no server yet')}</code>"
     duration = as_duration(link["seconds"])
     if status["phase"] == "stopping":
-        return f"stopping: streams may finish, new ones are refused; server {server}"
+        return f"stopping: streams may finish, the agent refuses new ones; server {server}"
     match link["state"]:
         case "attached":
             return f"attached to {server} for {duration}, session <code>{escape(status['session'])}</code>"
         case "degraded":
-            return f"attached to {server}, which answers late for {duration}{_why(link)}"
+            return f"attached to {server}, which has answered late for {duration}{_cause(link)}"
         case "grace":
             left = as_duration(link["grace_seconds_left"] or 0)
-            return f"the link to {server} was lost {duration} ago{_why(link)}; streams wait {left} more"
+            return f"the link to {server} was lost {duration} ago{_cause(link)}; streams wait {left} more"
         case _:
-            return f"away for {duration}{_why(link)}; {_attempt(status, server)}"
+            return f"away for {duration}{_cause(link)}; {_next_attempt(status, server)}"
 
 
-def _why(link: Mapping[str, Any]) -> str:
-    return escape(because(link))
+def _cause(link: Mapping[str, Any]) -> str:
+    return escape(cause_of(link))
 
 
-def because(link: Mapping[str, Any]) -> str:
-    """Why a link is in its state, to be put behind a sentence."""
+def cause_of(link: Mapping[str, Any]) -> str:
+    """Return the cause of a link's state in brackets, for the end of a sentence; empty without a cause."""
     return f" ({': '.join(filter(None, (link['reason'], link['detail'])))})" if link["detail"] else ""
 
 
-def _attempt(status: Mapping[str, Any], server: str) -> str:
+def _next_attempt(status: Mapping[str, Any], server: str) -> str:
     if status["phase"] == "waiting":
         return f"the next attempt is in {as_duration(status['next_attempt_seconds'] or 0)}"
     return f"attaching to {server}"
@@ -153,8 +153,8 @@ def _streams(status: Mapping[str, Any]) -> str:
     heads = ("target", "user", "through", "dialled", "to target", "to user", "stream")
     more = status["stream_count"] - len(rows)
     note = f'<p class="note">and {more} more</p>' if more > 0 else ""
-    table = _table(heads, rows, numbers={4, 5}) if rows else '<p class="note">Nobody is connected now.</p>'
-    return _card("Streams", "what users are doing on this node", table + note)
+    table = _table(heads, rows, numbers={4, 5}) if rows else '<p class="note">No streams are open now.</p>'
+    return _card("Streams", "connections of users to this node", table + note)
 
 
 def _services(status: Mapping[str, Any]) -> str:
@@ -164,7 +164,7 @@ def _services(status: Mapping[str, Any]) -> str:
 
 def _allowed(status: Mapping[str, Any]) -> str:
     tags = "".join(_code(entry) for entry in status["allow"])
-    none = '<p class="note">Nothing beyond the services.</p>'
+    none = '<p class="note">None beyond the services.</p>'
     return _card(
         "Allowed targets", "what the node may dial", f'<div class="tags">{tags}</div>' if tags else none
     )
@@ -217,7 +217,7 @@ def _card(title: str, note: str, content: str, kind: str = "") -> str:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of cells that are HTML already; the columns ``numbers`` stand to the right."""
+    """Return a table. ``rows`` are HTML already; the columns ``numbers`` are aligned to the right."""
     right = set(numbers)
     head = "".join(_cell("th", text, i in right) for i, text in enumerate(heads))
     body = "".join(

@@ -1,4 +1,4 @@
-"""The agent's status as plain values: for ``/status.json``, the page, and ``qanat-agent status``."""
+"""Status of the agent as plain values, for ``/status.json``, the page and ``qanat-agent status``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _MAX_LISTED_STREAMS = 200
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
+    """An open stream. ``address`` is empty during the dial."""
+
     id: str
     target: str
     address: str
@@ -37,7 +39,7 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """``grace_seconds_left`` is None unless the link is in grace; ``events`` are newest first."""
+    """The link. ``grace_seconds_left`` is None unless the link is in grace. ``events`` are newest first."""
 
     state: str
     since: str
@@ -51,7 +53,7 @@ class LinkStatus:
 
 @dataclass(frozen=True, slots=True)
 class CertificateStatus:
-    """``renews`` is when the agent means to renew it; empty if it cannot."""
+    """The node's certificate. ``renews``: when its renewal is due; empty if the agent cannot renew it."""
 
     serial: str
     ends: str
@@ -60,7 +62,7 @@ class CertificateStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One look at the agent. Durations in seconds, times as ISO 8601 in UTC."""
+    """Snapshot of the agent. Durations are in seconds, times are ISO 8601 in UTC."""
 
     node: str
     software: str
@@ -85,10 +87,10 @@ class Status:
 
 
 def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[str]) -> Status:
-    """The agent's status now. Lists at most the 200 oldest streams."""
+    """Return the agent's status now, with at most the 200 oldest streams."""
     now, link = state.clock(), state.link
-    figures = link.statistics() if link else SessionStatistics()
-    waits = state.phase is Phase.WAITING
+    statistics = link.statistics() if link else SessionStatistics()
+    is_waiting = state.phase is Phase.WAITING
     streams = list(link.streams.values()) if link else []
     return Status(
         node=state.node,
@@ -97,13 +99,13 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
         server=state.server,
         servers=state.servers,
         uptime_seconds=max(0.0, now - state.started_at),
-        next_attempt_seconds=max(0.0, state.next_attempt_at - now) if waits else None,
+        next_attempt_seconds=max(0.0, state.next_attempt_at - now) if is_waiting else None,
         sessions=state.sessions,
         session=link.session_id if link else "",
         server_software=link.software if link else "",
-        round_trip_seconds=figures.round_trip_seconds,
-        bytes_from_server=figures.bytes_in,
-        bytes_to_server=figures.bytes_out,
+        round_trip_seconds=statistics.round_trip_seconds,
+        bytes_from_server=statistics.bytes_in,
+        bytes_to_server=statistics.bytes_out,
         stream_count=len(streams),
         streams=[_stream_status(stream) for stream in streams[:_MAX_LISTED_STREAMS]],
         services=[service._asdict() for service in services],
@@ -115,12 +117,11 @@ def status_of(state: AgentState, services: Sequence[Service], allow: Sequence[st
 
 
 def _certificate_status(state: AgentState) -> CertificateStatus | None:
-    life, renews_at = state.certificate, state.renews_at
-    if life is None:
+    validity, renews_at = state.certificate, state.renews_at
+    if validity is None:
         return None
-    return CertificateStatus(
-        life.serial, _iso(life.ends.timestamp()), _iso(renews_at.timestamp()) if renews_at else ""
-    )
+    renews = _iso(renews_at.timestamp()) if renews_at else ""
+    return CertificateStatus(validity.serial, _iso(validity.ends.timestamp()), renews)
 
 
 def _link_status(view: LinkView, now: float) -> LinkStatus:
@@ -169,10 +170,10 @@ def _iso(unix_seconds: float) -> str:
 def status_routes(
     state: AgentState, services: Sequence[Service], allow: Sequence[str]
 ) -> list[Route[OpsCaller]]:
-    """Return ``/`` and ``/status.json`` for the ops listener."""
+    """Return the routes ``/`` and ``/status.json`` for the ops listener."""
 
     def page() -> Answer:
-        # Late: an agent whose page nobody opens need not hold html's table of entities.
+        # Imported here, because html's table of entities takes memory and most pages are never opened.
         from tunnel_agent.status.page import render
 
         return Answer(render(as_json(status_of(state, services, allow))).encode(), _HTML)
@@ -184,4 +185,5 @@ def status_routes(
 
 
 def as_json(status: Status) -> dict[str, Any]:
+    """Return ``status`` as the object of ``/status.json``."""
     return asdict(status)

@@ -1,4 +1,4 @@
-"""What the agent knows about itself, for its status page and its probes. Written by the attach loop."""
+"""State of the agent for its status page and its probes. The attach loop writes it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.wire.frames import Welcome
 
 _KEPT_ERRORS = 10
-_LATE = "something sent was not confirmed in time"
+_LATE = "the server did not acknowledge a packet in time"
 
 
 class OpenStream(Protocol):
-    """What is told of a stream; ``tunnel_core.streams.tunnel_stream.TunnelStream`` has it."""
+    """Attributes of a stream that the status shows; ``TunnelStream`` fulfils it."""
 
     @property
     def id(self) -> str: ...
@@ -42,7 +42,7 @@ class OpenStream(Protocol):
 
 
 class AttachedLink(Protocol):
-    """What the agent needs of a session once it is attached; ``tunnel_core.session.session.Link`` has it."""
+    """An attached session, as far as the agent uses it; ``tunnel_core``'s ``Session`` fulfils it."""
 
     @property
     def session_id(self) -> str: ...
@@ -66,7 +66,7 @@ class AttachedLink(Protocol):
 
 
 class Phase(enum.Enum):
-    """What the attach loop does. How the link of a session stands is told by ``AgentState.link_view``."""
+    """Phase of the attach loop. ``AgentState.link_view`` has the state of the link."""
 
     CONNECTING = "connecting"
     IN_SESSION = "in_session"
@@ -75,7 +75,7 @@ class Phase(enum.Enum):
 
 
 class Trouble(NamedTuple):
-    """Something that went wrong, for people."""
+    """An error, for people."""
 
     at: float
     """Unix time."""
@@ -84,18 +84,18 @@ class Trouble(NamedTuple):
 
 @dataclass
 class AgentState:
-    """Times are Unix times, since people read them."""
+    """State of one agent. Times are Unix times, because people read them."""
 
     node: str
     servers: tuple[str, ...]
     clock: Callable[[], float] = time.time
     phase: Phase = Phase.CONNECTING
     server: str = ""
-    """The server that is being tried, or attached to."""
+    """The server of the present attempt or session."""
     link: AttachedLink | None = None
     next_attempt_at: float = 0.0
     sessions: int = 0
-    """Attached so far, by this process."""
+    """Number of sessions that this process has had."""
     certificate: ValidityPeriod | None = None
     renews_at: datetime | None = None
     troubles: deque[Trouble] = field(default_factory=lambda: deque(maxlen=_KEPT_ERRORS))
@@ -106,19 +106,20 @@ class AgentState:
 
     @property
     def is_attached(self) -> bool:
-        """Whether a request would be carried now: not while the link is lost."""
+        """Whether a request works now. It does not while the link is lost."""
         return self.link is not None and self.link.state.category is StateCategory.REACHABLE
 
     @property
     def link_view(self) -> LinkView:
-        self.look()
+        """Snapshot of the link's state, as of now."""
+        self.note_link()
         return self._history.view(self.link.statistics().round_trip_seconds if self.link else None)
 
-    def look(self, event: SessionEvent | None = None) -> None:
-        """Notes how the link stands. To be called with each of its events; they do not tell all of it."""
+    def note_link(self, event: SessionEvent | None = None) -> None:
+        """Note the link's state. Called for each event, and without one, because late answers cause none."""
         link = self.link
         if link is None or link.state.category is StateCategory.ABSENT:
-            return  # ``detached`` follows, and knows why
+            return  # ``detached`` follows with the reason
         match link.state:
             case SessionState.GRACE if link.lost is not None:
                 seconds = link.welcome.grace_ms / 1000
@@ -133,29 +134,34 @@ class AgentState:
         return self.phase is Phase.STOPPING
 
     def connecting(self, server: str) -> None:
+        """Note an attempt to attach to ``server``."""
         self._enter(Phase.CONNECTING)
         self.server = server
 
     def attached(self, link: AttachedLink) -> None:
+        """Note that a session began."""
         self._enter(Phase.IN_SESSION)
         self.link = link
         self.sessions += 1
-        self.look()
+        self.note_link()
 
     def detached(self, reason: Reason | None = None, detail: str = "") -> None:
-        """The session is over, if there was one."""
+        """Note the end of the session, if there is one."""
         if self.link is not None:
             self.link = None
             self._history.enter(SessionState.ENDED, reason, detail)
 
     def waiting(self, seconds: float) -> None:
+        """Note that the next attempt begins in ``seconds``."""
         self._enter(Phase.WAITING)
         self.next_attempt_at = self.clock() + seconds
 
     def stopping(self) -> None:
+        """Note that the agent stops. No other phase follows."""
         self._enter(Phase.STOPPING)
 
     def trouble(self, text: str) -> None:
+        """Note an error; the state keeps the latest ten."""
         self.troubles.append(Trouble(self.clock(), text))
 
     def _enter(self, phase: Phase) -> None:

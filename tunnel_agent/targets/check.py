@@ -1,4 +1,4 @@
-"""Whether each target that a configuration names answers."""
+"""Check that each target of a configuration answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunnel_agent.targets.tls import TargetTls
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 
-_DIALS_AT_ONCE = 8
+_MAX_DIALS = 8
 _CLOSE_SECONDS = 1.0
 
 
@@ -22,21 +22,22 @@ async def check_targets(
 ) -> list[CheckResult]:
     """Dial each service by its name and each entry that is a single target, eight at once.
 
-    The findings are in the order of the arguments. An entry with several addresses or ports is skipped.
+    The results are in the order of the arguments. An entry with several addresses or ports is skipped.
+    ``timeout_seconds`` limits each dial. Cancelled, it leaves no connection open.
     """
     dialler = Dialler(policy, timeout_seconds, TargetTls(policy.node, policy.file))
     targets: list[AllowEntry | Target] = [*(Target(service=name) for name in services), *entries]
-    found: dict[int, CheckResult] = {}
-    limit = trio.CapacityLimiter(_DIALS_AT_ONCE)
+    results: dict[int, CheckResult] = {}
+    limit = trio.CapacityLimiter(_MAX_DIALS)
 
     async def check(index: int, entry: AllowEntry | Target) -> None:
         async with limit:
-            found[index] = await _check_target(dialler, policy.file, entry)
+            results[index] = await _check_target(dialler, policy.file, entry)
 
     async with trio.open_nursery() as nursery:
         for index, entry in enumerate(targets):
             nursery.start_soon(check, index, entry)
-    return [found[index] for index in range(len(targets))]
+    return [results[index] for index in range(len(targets))]
 
 
 def _target_fix(reason: Reason, target: Target, file: str) -> str:
@@ -52,11 +53,11 @@ def _target_fix(reason: Reason, target: Target, file: str) -> str:
         case Reason.TARGET_PROTOCOL:
             return f"is {target} in {file} really https? if so, correct its ca_file and verify"
         case Reason.DIAL_FAILED:
-            return f"correct what is said here, or {target} in {file}"
+            return f"repair the cause above, or correct {target} in {file}"
         case Reason.NO_DESCRIPTORS:
             return "raise LimitNOFILE= of the agent, or ulimit -n"
         case _:
-            return f"start what should answer there, or correct {target} in {file}"
+            return f"start the program that should answer there, or correct {target} in {file}"
 
 
 async def _check_target(dialler: Dialler, file: str, entry: AllowEntry | Target) -> CheckResult:

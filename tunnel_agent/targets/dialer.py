@@ -1,4 +1,4 @@
-"""Dials what the policy allows: resolve here, check what came back, dial exactly what was checked.
+"""Dial the targets that the policy allows: resolve the name, check the addresses, dial only those.
 
 Every error becomes a ``Refused`` by its number, never by its text. The sentence names the node, the target
 and the cause.
@@ -31,18 +31,20 @@ from tunnel_core.streams.sockets import SocketStream, connect_unix
 from tunnel_core.streams.tls import SocketTlsStream
 
 _MAX_ADDRESSES = 16
-"""Of one name, as many are tried; a name with more is an attack or a content network."""
+"""Limit of the addresses that are tried for a name. More belong to an attack or a content network."""
 
 
 class Dialled(NamedTuple):
+    """An open connection to a target."""
+
     stream: SocketStream | SocketTlsStream
     address: str
-    """``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``: what was connected, after resolution."""
+    """The resolved address: ``1.2.3.4:80``, ``[::1]:80`` or ``unix:/path``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialler:
-    """Dials for one node. ``resolve`` and ``connect`` are the seams of the tests."""
+    """Dials the targets of one node. Tests replace ``resolve`` and ``connect``."""
 
     policy: Policy
     timeout_seconds: float
@@ -53,9 +55,9 @@ class Dialler:
     """Shares the look-ups among users; without it each dial looks up by itself."""
 
     def dial_nowait(self, target: Target, *, tls: bool = False) -> Dialled | None:
-        """A connection that needs no waiting and no deadline: one inside this machine. None: ``dial``.
+        """Connect to a target inside this machine at once; return None if the target needs ``dial``.
 
-        Raises ``Refused`` for what the policy does not allow.
+        Raises ``Refused`` for a target that the policy does not allow.
         """
         destination = self.policy.find(target)
         host = destination.target.host
@@ -66,9 +68,9 @@ class Dialler:
         return Dialled(stream, join_host_port(address, destination.target.port)) if stream else None
 
     async def dial(self, target: Target, *, tls: bool = False, user: str = "") -> Dialled:
-        """A connection for ``user`` to ``target``, with ``tls`` inside TLS if it is a service that speaks it.
+        """Connect to ``target`` for ``user`` within ``timeout_seconds``; ``tls``: TLS to an https service.
 
-        Raises ``Refused``; cancelled, it leaves no socket behind.
+        Raises ``Refused``. Cancelled, it leaves no socket behind.
         """
         destination = self.policy.find(target)
         deadline = trio.current_time() + self.timeout_seconds
@@ -76,8 +78,8 @@ class Dialler:
         where = str(destination.target)
         try:
             with trio.fail_at(deadline):
-                connected = await self._connected(destination, addresses)
-                return await self._finish(connected, destination if tls else None)
+                connected = await self._connect(destination, addresses)
+                return await self._add_tls(connected, destination if tls else None)
         except trio.TooSlowError:
             sentence = f"node {self.policy.node}: {where} did not answer within {self.timeout_seconds:g} s"
             raise Refused(Reason.DIAL_TIMEOUT, sentence) from None
@@ -88,13 +90,13 @@ class Dialler:
         host = destination.target.host
         if not host:
             return []
-        found = addresses_without_resolver(host) or await self._resolved(host, deadline, user)
-        return self.policy.pick(destination, found)[:_MAX_ADDRESSES]
+        addresses = addresses_without_resolver(host) or await self._resolve(host, deadline, user)
+        return self.policy.pick(destination, addresses)[:_MAX_ADDRESSES]
 
-    async def _resolved(self, host: str, deadline: float, user: str) -> Sequence[str]:
+    async def _resolve(self, host: str, deadline: float, user: str) -> Sequence[str]:
         try:
             with trio.fail_at(deadline):
-                found = await self._look_up(host, user)
+                addresses = await self._look_up(host, user)
         except trio.TooSlowError:
             cause = f"its resolver did not answer in {self.timeout_seconds:g} s"
             if self.lookups is not None and (others := self.lookups.why_waiting(host, user)):
@@ -104,22 +106,22 @@ class Dialler:
             raise self._unresolved(host, error.strerror or "the resolver failed") from error
         except OSError as error:
             raise refused_by_errno(self.policy.node, host, error) from error
-        if not found:
+        if not addresses:
             raise self._unresolved(host, "the name has no address")
-        return found
+        return addresses
 
     async def _look_up(self, host: str, user: str) -> Sequence[str]:
         if self.lookups is None:
             return await self.resolve(host)
         return await self.lookups.resolve(host, user)
 
-    async def _connected(self, destination: Destination, addresses: Sequence[str]) -> Connected:
+    async def _connect(self, destination: Destination, addresses: Sequence[str]) -> Connected:
         target = destination.target
         if target.unix_path:
             return Connected(await connect_unix(target.unix_path.encode()), str(target))
         return await connect_first(addresses, target.port, self.connect)
 
-    async def _finish(self, connected: Connected, destination: Destination | None) -> Dialled:
+    async def _add_tls(self, connected: Connected, destination: Destination | None) -> Dialled:
         if destination is None or destination.service is None or not destination.is_https:
             return Dialled(*connected)
         return Dialled(await self.tls.wrap(connected.stream, destination.service), connected.address)

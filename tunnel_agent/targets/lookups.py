@@ -1,11 +1,11 @@
-"""Look-ups of targets' names, shared among users: names that do not resolve hold up one user at most.
+"""Look up the names of targets with a fair share for each user, so that silent DNS blocks one user at most.
 
 1. A look-up holds a thread until the system's resolver gives up, half a minute with a silent DNS, whether or
-   not its user still waits. So the look-ups of a user are counted until they end.
-2. A user may have an eighth of the look-ups that are free, and one as long as any is free. Further ones wait
+   not its user still waits. So a look-up counts against its user until it ends.
+2. A user may run an eighth of the free look-ups, and one as long as any is free. Further look-ups wait
    for an earlier one of the same user, and their dial ends by its own deadline.
-3. Streams that ask for the same name at the same time share one look-up.
-4. A failure is remembered for five seconds. A success is not, because addresses change.
+3. Streams that need the same name at the same time share one look-up.
+4. A failure is cached for five seconds. A success is not cached, because addresses change.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ _log = logging.getLogger("qanat.streams")
 _SHARE = 8
 FAILURE_SECONDS = 5.0
 _MAX_FAILURES = 1024
-"""The oldest is forgotten first."""
+"""Limit of cached failures; the oldest is dropped first."""
 _LASTING = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN, socket.EAI_FAIL}
-"""Failures of the name. Others, such as no memory or no descriptors, are failures of this machine."""
+"""Errors of the name, which are cached. Others, such as no memory or no descriptors, are errors of this
+machine."""
 
 
 class _LookUp:
-    """One look-up, and those that wait for it."""
+    """One look-up, which several streams may wait for."""
 
     def __init__(self, host: str, user: str) -> None:
         self.host = host
         self.user = user
         self.done = trio.Event()
-        self.found: Sequence[str] = ()
+        self.addresses: Sequence[str] = ()
         self.error: OSError | None = None
 
 
 class TargetLookups:
-    """The look-ups of one agent. Each is a task of ``nursery``, because it may outlive its dial."""
+    """Look-ups of one agent, ``most`` at once. Each is a task of ``nursery``: it may outlive its dial."""
 
     def __init__(
         self, nursery: trio.Nursery, resolve: Resolve = resolve_host, *, most: int = MAX_TARGET_LOOKUPS
@@ -61,12 +62,12 @@ class TargetLookups:
         look_up = await self._find(host, user)
         await look_up.done.wait()
         if look_up.error is not None:
-            raise _again(look_up.error)
-        return look_up.found
+            raise _copy_of(look_up.error)
+        return look_up.addresses
 
     def why_waiting(self, host: str, user: str) -> str:
         """Return why the look-up of ``host`` did not begin, or nothing if it did."""
-        if host in self._running or self._may_begin(user):
+        if host in self._running or self._may_start(user):
             return ""
         if not self._of_user[user]:
             return f"all {self._most} look-ups of this agent are in use by other users"
@@ -74,23 +75,23 @@ class TargetLookups:
         return f"the resolver has not answered {own} of {user or 'this user'} yet"
 
     async def _find(self, host: str, user: str) -> _LookUp:
-        """Return the look-up of ``host``, begun if need be. Raises the failure that is remembered."""
+        """Return the running look-up of ``host``, or start one. Raises the cached failure."""
         while True:
             if (error := self._failure(host)) is not None:
                 raise error
             if host in self._running:
                 return self._running[host]
-            if self._may_begin(user):
-                return self._begin(host, user)
+            if self._may_start(user):
+                return self._start(host, user)
             await self._waiting.setdefault(user, trio.lowlevel.ParkingLot()).park()
             if host in self._running or self._failure(host) is not None:
-                self._wake_waiting()  # it begins nothing, so the turn is another's
+                self._wake_waiting()  # this waiter starts no look-up, so another may
 
-    def _may_begin(self, user: str) -> bool:
+    def _may_start(self, user: str) -> bool:
         free = self._most - len(self._running)
         return free > 0 and self._of_user[user] < max(1, free // _SHARE)
 
-    def _begin(self, host: str, user: str) -> _LookUp:
+    def _start(self, host: str, user: str) -> _LookUp:
         look_up = self._running[host] = _LookUp(host, user)
         self._of_user[user] += 1
         self._nursery.start_soon(self._run, look_up)
@@ -98,7 +99,7 @@ class TargetLookups:
 
     async def _run(self, look_up: _LookUp) -> None:
         try:
-            look_up.found = await self._resolve(look_up.host)
+            look_up.addresses = await self._resolve(look_up.host)
         except OSError as error:
             look_up.error = error.with_traceback(None)
             self._remember(look_up.host, error)
@@ -115,11 +116,11 @@ class TargetLookups:
         self._wake_waiting()
 
     def _wake_waiting(self) -> None:
-        """Wakes one of each user that may begin a look-up; who begins none wakes the next."""
+        """Wake one waiter of each user that may start a look-up. A waiter that starts none wakes the next."""
         for user, lot in list(self._waiting.items()):
             if not lot:
                 del self._waiting[user]
-            elif self._may_begin(user):
+            elif self._may_start(user):
                 lot.unpark()
 
     def _remember(self, host: str, error: OSError) -> None:
@@ -130,14 +131,14 @@ class TargetLookups:
                 self._failed.popitem(last=False)
 
     def _failure(self, host: str) -> OSError | None:
-        """Return the failure of ``host`` that is remembered."""
+        """Return the cached failure of ``host``."""
         until, error = self._failed.get(host, (0.0, None))
         if error is None or trio.current_time() < until:
-            return None if error is None else _again(error)
+            return None if error is None else _copy_of(error)
         del self._failed[host]
         return None
 
 
-def _again(error: OSError) -> OSError:
-    """A copy for one of several waiters: a traceback must not grow with each raise."""
+def _copy_of(error: OSError) -> OSError:
+    """Return a copy for one of several waiters, because a traceback grows with each raise."""
     return type(error)(*error.args)

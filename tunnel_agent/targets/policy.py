@@ -1,12 +1,12 @@
-"""Which targets this node allows: the entries of ``allow`` and the services, as plain decisions.
+"""Decide which targets this node allows, by the entries of ``allow`` and the services. No I/O.
 
-1. A target is allowed by an entry that names it, or, for addresses, by a network that contains it.
-2. A name that is not on the list may still resolve into a network that is. It is resolved only when
-   some network allows the port, and each address is decided on its own.
-3. What a listed name resolves to is allowed, because whoever wrote the name trusts its answer; but
-   never link-local and cloud metadata addresses (or the unspecified address, which Linux dials as
-   loopback): those need an entry inside their own network. ``0.0.0.0/0`` does not mean them.
-4. An IPv4 address in IPv6 dress (mapped, NAT64) is decided as what it carries, too.
+1. An entry that names a target allows it. A network allows the addresses that it contains.
+2. A name that no entry lists may still resolve into an allowed network. The agent resolves such a name only
+   if some network allows the port, and decides on each address.
+3. The addresses of a listed name are allowed, because the author of the entry trusts its DNS. Exceptions are
+   link-local and cloud metadata addresses, and the unspecified address, which Linux dials as loopback. They
+   need an entry inside their own network; ``0.0.0.0/0`` does not allow them.
+4. An IPv6 address that carries an IPv4 address (mapped, NAT64) is also decided as the IPv4 address.
 5. A refusal names the file and the line to add.
 """
 
@@ -26,9 +26,9 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK_ADDRESSES: tuple[Address, ...] = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 _REMEMBERED = 256
-"""Answers about addresses that are kept: to parse one takes longer than to connect to it."""
+"""Size of the caches of parsed addresses, because parsing an address takes longer than connecting to it."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# CVE-2020-8562 and CVE-2022-3294 are what reaching these by surprise costs.
+# CVE-2020-8562 and CVE-2022-3294 show the damage when users reach these networks unexpectedly.
 _GUARDED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -57,7 +57,7 @@ class AllowEntry:
     last_port: int = 0
 
     def __str__(self) -> str:
-        """As it would be written in ``allow``."""
+        """The entry as a line of ``allow``."""
         if self.unix_path:
             return f"unix:{self.unix_path}"
         ports = str(self.first_port)
@@ -73,7 +73,7 @@ class AllowEntry:
         return f"[{text}]" if self.network.version == 6 else text
 
     def single_target(self) -> Target | None:
-        """The one target that this entry allows; None if there are more."""
+        """Return the only target that this entry allows; None if it allows several."""
         if self.unix_path:
             return Target(unix_path=self.unix_path)
         if self.first_port != self.last_port or (self.network and self.network.num_addresses > 1):
@@ -82,10 +82,11 @@ class AllowEntry:
         return Target(host=host, port=self.first_port)
 
     def has_port(self, port: int) -> bool:
+        """Whether this entry allows the port."""
         return self.first_port <= port <= self.last_port
 
     def has_address(self, address: Address, port: int) -> bool:
-        """Whether this entry allows the address, guarded ones only if its network lies among them."""
+        """Whether this entry allows the address. A guarded address needs a network inside the guarded one."""
         if not self.has_port(port):
             return False
         if self.network is None:
@@ -98,7 +99,7 @@ class AllowEntry:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A service as the agent dials it. ``ca_file`` and ``verify`` matter for https alone."""
+    """A service as the agent dials it. ``ca_file`` and ``verify`` apply to https only."""
 
     name: str
     target: Target
@@ -109,7 +110,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A target that may be dialled, or may be once its addresses passed :meth:`Policy.pick`."""
+    """A target that the policy may allow. ``Policy.pick`` decides on its addresses."""
 
     target: Target
     service: Published | None = None
@@ -127,7 +128,7 @@ class Destination:
 
 
 def parse_entry(text: str) -> AllowEntry:
-    """Reads ``host:ports``, ``CIDR:ports``, ``[v6 or CIDR]:ports`` or ``unix:/path``.
+    """Parse ``host:ports``, ``CIDR:ports``, ``[v6 or CIDR]:ports`` or ``unix:/path``.
 
     ``ports`` is a number or ``first-last``. Raises ``ValueError`` with a sentence for the user.
     """
@@ -155,7 +156,7 @@ def _parse_ports(text: str, ports: str) -> tuple[int, int]:
 
 
 def _parse_network(text: str, host: str) -> Network | None:
-    """The network that ``host`` spells, or None for a name. A single address is a network of one."""
+    """Return the network of ``host``, or None for a name. A single address is a network of one."""
     if host.startswith("[") and host.endswith("]"):
         return _network(text, host[1:-1], 6)
     if "/" in host or host.rpartition(".")[2].isdigit():
@@ -175,7 +176,7 @@ def _network(text: str, spelling: str, version: int) -> Network:
 
 @functools.lru_cache(_REMEMBERED)
 def guarded_network(address: Address) -> Network | None:
-    """The link-local, metadata or unspecified network that a dial of ``address`` reaches, if any."""
+    """Return the link-local, metadata or unspecified network that a dial of ``address`` reaches, if any."""
     return next((network for network in _GUARDED if carried(address) in network), None)
 
 
@@ -186,7 +187,7 @@ def _is_within(inner: Network, outer: Network) -> bool:
 
 
 def carried(address: Address) -> Address:
-    """The IPv4 address inside a mapped or NAT64 one; any other address is itself."""
+    """Return the IPv4 address inside a mapped or NAT64 address; any other address unchanged."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
@@ -208,7 +209,7 @@ def _address(text: str) -> Address:
 
 
 def addresses_without_resolver(host: str) -> list[str]:
-    """What ``localhost`` and addresses mean, which nobody is asked about; empty for other names."""
+    """Return the addresses of ``localhost`` or of an address itself; empty for other names."""
     if host == LOOPBACK:
         return [str(address) for address in LOOPBACK_ADDRESSES]
     return [host] if _maybe_address(host) is not None else []
@@ -216,15 +217,15 @@ def addresses_without_resolver(host: str) -> list[str]:
 
 @functools.lru_cache(_REMEMBERED)
 def is_own_address(host: str) -> bool:
-    """Whether ``host`` is surely this machine: ``localhost``, or a loopback address."""
+    """Whether ``host`` is certainly this machine: ``localhost`` or a loopback address."""
     address = _maybe_address(host)
     return host == LOOPBACK if address is None else address.is_loopback
 
 
 class Policy:
-    """The decisions of one node. Immutable; a reload makes a new one.
+    """Allowed targets of one node. Immutable; a reload makes a new ``Policy``.
 
-    ``built_in`` services are served by the agent itself; a refusal names them beside the others.
+    The agent itself serves the ``built_in`` services; a refusal lists them beside the others.
     """
 
     def __init__(
@@ -241,12 +242,15 @@ class Policy:
         self.services = {service.name: service for service in services}
         self._names = sorted({*self.services, *built_in})
         self.entries = (*allow, *(parse_entry(str(s.target)) for s in self.services.values()))
-        """Those of ``allow``, then one for each service: to publish a target is to allow it."""
+        """The entries of ``allow``, then one for each service, because publishing a target allows it."""
         self._find = functools.lru_cache(_REMEMBERED)(functools.partial(_find, self.entries))
         self._allows = functools.lru_cache(_REMEMBERED)(functools.partial(_allows, self.entries))
 
     def find(self, target: Target) -> Destination:
-        """What ``target`` means here. Raises ``Refused``: unknown service, or surely not allowed."""
+        """Return the destination of ``target``.
+
+        Raises ``Refused`` for an unknown service, or for a target that no address could make allowed.
+        """
         if target.service:
             return self._find_service(target.service)
         destination = self._find(target)
@@ -263,9 +267,9 @@ class Policy:
         return Destination(service.target, service, is_named=True)
 
     def pick(self, destination: Destination, addresses: Sequence[str]) -> list[str]:
-        """Those of the resolved ``addresses`` that may be dialled, in their order, each once.
+        """Return the resolved ``addresses`` that may be dialled, in their order, each once.
 
-        Raises ``Refused`` when none may.
+        Raises ``Refused`` if none may be dialled.
         """
         allowed = [text for text in dict.fromkeys(addresses) if self._allows(destination, text)]
         if addresses and not allowed:

@@ -1,4 +1,4 @@
-"""What the agent does with a stream that the server opens: policy, dial, answer, relay, write it down."""
+"""Serve the streams that the server opens: apply the policy, dial, answer, relay and log."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tunnel_core.telemetry.logs import RefusalLines, StreamFacts, stream_closed,
 
 _log = logging.getLogger("qanat.streams")
 _OLD_LABEL = "web"
-"""Servers of version 0.1.0 and before do not send ``target_tls``; the only streams that need it come from the
-entrance of this name. Version 0.3.0 removes this constant and its use: agents understand the label for two
-versions more."""
+"""Entrance whose streams need TLS if the server is of version 0.1.0 or older, which does not send
+``target_tls``. Version 0.3.0 removes this constant and its use, because agents understand the label for two
+more versions."""
 
 _LINE_SECONDS = 60.0
-"""Between two lines about refusals of one kind, in the end: a server may ask for what is refused for days."""
+"""Longest time between two log lines about the same kind of refusal; a server may repeat it for days."""
 
 
 class Serving:
-    """The streams of one agent, over all its sessions. Each is a task of ``nursery``.
+    """Streams of one agent, over all its sessions. Each is a task of ``nursery``.
 
-    ``built_in`` are HTTP services that the agent answers itself, by name. ``half_closed_seconds``: as
-    ``relay`` takes it.
+    ``built_in``: HTTP services that the agent answers itself, by name. ``half_closed_seconds``: see
+    ``relay``.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Serving:
         self._idle = trio.Event()
         self._idle.set()
 
-    def take(self, stream: TunnelStream) -> None:
-        """Begins to serve a stream. Never blocks, never raises: the link calls it."""
+    def serve(self, stream: TunnelStream) -> None:
+        """Start to serve a stream. Never blocks and never raises, because the session calls it."""
         self.count += 1
         if self._idle.is_set():
             self._idle = trio.Event()
-        # Dialled before the task's first step: what the dial wakes on this machine has a head start.
+        # The dial comes before the task's first step, so that a local target starts its work early.
         self._nursery.start_soon(self._serve, stream, self._dial_nowait(stream))
 
     async def wait_idle(self) -> None:
-        """Waits until no stream is being served."""
+        """Wait until no stream is served. Cancellation changes nothing."""
         await self._idle.wait()
 
     async def _serve(self, stream: TunnelStream, outcome: Dialled | Refused | None) -> None:
@@ -72,7 +72,7 @@ class Serving:
             if handler := self._built_in.get(stream.target):
                 await self._answer(stream, handler)
             else:
-                await self._relay(stream, outcome or await self._dial_unless_left(stream))
+                await self._relay(stream, outcome or await self._dial_until_peer_gone(stream))
         except Exception:
             _log.exception("stream %s failed", stream.id)
             stream.reset(Reason.INTERNAL_ERROR)
@@ -125,7 +125,7 @@ class Serving:
         self._counters.stream_closed(facts.entrance, result.reason, **sizes)
         stream_closed(self._log, facts, result.reason, seconds=seconds, detail=result.detail, **sizes)
 
-    async def _dial_unless_left(self, stream: TunnelStream) -> Dialled | Refused:
+    async def _dial_until_peer_gone(self, stream: TunnelStream) -> Dialled | Refused:
         outcome: Dialled | Refused | None = None
         with trio.CancelScope() as scope, stream.cancel_on_peer_gone(scope):
             outcome = await self._dial(stream)
@@ -161,7 +161,7 @@ class Serving:
 def _wants_tls(stream: TunnelStream) -> bool:
     """Whether the agent speaks TLS to an https service for this stream.
 
-    Elsewhere the TLS is the user's own, and to end it here would break what the user verifies.
+    In other streams the TLS is the user's own. Terminating it here would break the user's verification.
     """
     return stream.target_tls or stream.entrance == _OLD_LABEL
 

@@ -18,9 +18,9 @@ from tunnel_core.text_files import NotPlainText
 
 
 class TargetTls:
-    """Wraps connections to https services. Contexts are made when first used and kept.
+    """TLS contexts of the https services, made at their first use and kept.
 
-    Loading the system's roots costs some MiB, which an agent without https services never pays.
+    Loading the system's roots takes some MiB, which an agent without https services never needs.
     """
 
     def __init__(self, node: str, file: str) -> None:
@@ -29,7 +29,10 @@ class TargetTls:
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
 
     async def wrap(self, stream: SocketStream, service: Published) -> SocketTlsStream:
-        """Completes a handshake over ``stream``, which is aborted on any failure. Raises ``Refused``."""
+        """Complete a TLS handshake over ``stream``. Raises ``Refused``.
+
+        Failure and cancellation abort ``stream``.
+        """
         try:
             context = self._usable_context(service)
             tls = SocketTlsStream(stream, context, server_hostname=service.target.host or LOOPBACK)
@@ -42,7 +45,7 @@ class TargetTls:
         return tls
 
     def _usable_context(self, service: Published) -> ssl.SSLContext:
-        """The context. Raises ``Refused`` for a ``ca_file`` that cannot be used."""
+        """Return the context of ``service``. Raises ``Refused`` for a ``ca_file`` that cannot be used."""
         try:
             return self._context(service)
         except ssl.SSLError as error:
@@ -63,8 +66,8 @@ class TargetTls:
     def _refused(self, service: Published, error: BaseException) -> Refused:
         what = f"node {self._node}: TLS to {service.target} failed"
         if isinstance(error, ssl.SSLCertVerificationError):
-            cure = f"set ca_file or verify = false for service {service.name} in {self._file}"
-            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {cure}")
+            fix = f"set ca_file or verify = false for service {service.name} in {self._file}"
+            return Refused(Reason.TARGET_PROTOCOL, f"{what}: {error.verify_message}; {fix}")
         if isinstance(error, ssl.SSLError):
             return Refused(Reason.TARGET_PROTOCOL, f"{what}: {reason_of(error)}")
         return Refused(Reason.TARGET_PROTOCOL, f"{what}: the target closed the connection")
@@ -76,7 +79,7 @@ def _make_context(service: Published) -> ssl.SSLContext:
             context = ssl.create_default_context(cafile=roots)
     else:
         context = ssl.create_default_context()
-    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot answer it
+    context.options |= ssl.OP_NO_RENEGOTIATION  # tunnel_core.streams.tls cannot renegotiate
     context.set_alpn_protocols(["http/1.1"])
     if not service.verify:
         context.check_hostname = False

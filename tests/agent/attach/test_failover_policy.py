@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tunnel_agent.attach.failover_policy import Abandon, CarrierStatus, FailoverPolicy, Start
 
-WELL = CarrierStatus(lost=False, quiet=False, last_received_at=0.0, answer_seconds=1.0)
-QUIET = CarrierStatus(lost=False, quiet=True, last_received_at=0.0, answer_seconds=1.0)
-LOST = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=1.0)
+WELL = CarrierStatus(lost=False, silent=False, last_received_at=0.0, answer_seconds=1.0)
+QUIET = CarrierStatus(lost=False, silent=True, last_received_at=0.0, answer_seconds=1.0)
+LOST = CarrierStatus(lost=True, silent=False, last_received_at=-math.inf, answer_seconds=1.0)
 
 
 def attempts() -> FailoverPolicy:
@@ -90,13 +90,13 @@ def test_a_bound_attempt_is_used_whatever_was_heard() -> None:
 
 
 def test_attempts_at_a_far_server_live_longer() -> None:
-    far = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=4 * 0.7)
+    far = CarrierStatus(lost=True, silent=False, last_received_at=-math.inf, answer_seconds=4 * 0.7)
     gap = 4 * 0.7
     assert starts(attempts(), far, 103, chance=0) == pytest.approx([100, 100 + gap], abs=0.02)
 
 
 def test_a_pong_that_sat_out_an_outage_does_not_keep_the_agent_from_trying() -> None:
-    lost = CarrierStatus(lost=True, quiet=False, last_received_at=-math.inf, answer_seconds=240)
+    lost = CarrierStatus(lost=True, silent=False, last_received_at=-math.inf, answer_seconds=240)
     assert starts(attempts(), lost, 130, chance=1) == [100, 110, 120]
 
 
@@ -245,7 +245,7 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
 
 
 def heard(at: float) -> CarrierStatus:
-    return CarrierStatus(lost=False, quiet=False, last_received_at=at, answer_seconds=0.2)
+    return CarrierStatus(lost=False, silent=False, last_received_at=at, answer_seconds=0.2)
 
 
 def test_a_refresh_that_fails_is_tried_again_ever_rarer() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from certs.bundle import MAX_ROOTS, change_bundle, read_bundle
 from certs.ca import create_authority
 from tests.support.pki import authority as pki
-from tunnel_agent.attach.trust_updates import TrustUpdates, roots_told
+from tunnel_agent.attach.trust_updates import TrustUpdates, accepted_roots
 from tunnel_core.identity import Role
 
 OLD = pki.authority().roots_pem
@@ -27,19 +27,19 @@ LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 @pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
 def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
-    assert b"".join(roots_told(told, OLD)) == (OLD if told == OLD + OLD else told)
-    assert roots_told(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
+    assert b"".join(accepted_roots(told, OLD)) == (OLD if told == OLD + OLD else told)
+    assert accepted_roots(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 
 
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        (NEW, "none of those that are trusted now"),
-        (NEW + THIRD, "none of those that are trusted now"),
-        (b"", "there are 0 of them"),
-        (OLD + ISSUING, "not a root's certificate"),
-        (OLD + LEAF, "not a root's certificate"),
-        (OLD + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"),
+        (NEW, "none of the roots that are trusted now"),
+        (NEW + THIRD, "none of the roots that are trusted now"),
+        (b"", "the list has 0 roots"),
+        (OLD + ISSUING, "that is not a root's"),
+        (OLD + LEAF, "that is not a root's"),
+        (OLD + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
         (OLD + pki.node_leaf("edge1").credential.key_pem, "other than certificates"),
         (b"nonsense", "damaged"),
         (b"\xff", "not plain text"),
@@ -47,19 +47,19 @@ def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
 )
 def test_others_are_not(told: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        roots_told(told, OLD)
+        accepted_roots(told, OLD)
 
 
 def test_too_many_are_not() -> None:
     many = b"".join(create_authority(pki.TRUST_DOMAIN).authority.roots_pem for _ in range(MAX_ROOTS))
-    with pytest.raises(ValueError, match="17 of them"):
-        roots_told(OLD + many, OLD)
+    with pytest.raises(ValueError, match="17 roots"):
+        accepted_roots(OLD + many, OLD)
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
 def test_nothing_else_comes_of_bytes(told: bytes) -> None:
     with contextlib.suppress(ValueError):
-        roots_told(told, OLD)
+        accepted_roots(told, OLD)
 
 
 class Agent:
@@ -112,7 +112,7 @@ async def test_what_makes_no_sense_changes_nothing_and_is_said_once(
             agent.hear(NEW)
     assert agent.bundle.roots_pem == read_bundle(agent.file).roots_pem == OLD
     [line] = caplog.messages
-    assert line.startswith("the roots that the server told are not believed: none of")
+    assert line.startswith("rejected the roots that the server sent: none of")
 
 
 async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
@@ -127,7 +127,7 @@ async def test_a_bundle_that_cannot_be_written_is_said_once_and_stops_nothing(
         agent.roots._nursery = nursery
         agent.hear(OLD)
     assert agent.bundle.roots_pem == OLD
-    said = [line for line in caplog.messages if "forgotten at the next start" in line]
+    said = [line for line in caplog.messages if "lost at the next start" in line]
     assert len(said) == 1
 
 

@@ -21,7 +21,7 @@ from tests.support.pki import authority as pki
 from tunnel_agent.certificate.bundle_watcher import BundleWatcher
 from tunnel_agent.certificate.renew import renew
 from tunnel_agent.certificate.renewal_loop import Renewal
-from tunnel_agent.certificate.renewal_schedule import LOOK_SECONDS, RenewalPlan, plan_after
+from tunnel_agent.certificate.renewal_schedule import POLL_SECONDS, RenewalPlan, plan_after
 from tunnel_agent.checks import CheckFailed
 from tunnel_agent.installation import load_installation
 from tunnel_agent.status.state import AgentState
@@ -71,14 +71,14 @@ def test_the_revoked_ask_every_few_minutes() -> None:
 
 def test_what_has_ended_is_left_alone_unless_it_works_all_the_same() -> None:
     plan = plan_after(life(60), 0.0, 0.5, renewed=False)
-    assert plan.wait_seconds(later(61), 61.0, attached=False) == LOOK_SECONDS
+    assert plan.wait_seconds(later(61), 61.0, attached=False) == POLL_SECONDS
     assert plan.wait_seconds(later(61), 61.0, attached=True) == 0
 
 
 def test_a_clock_in_1970_waits_for_another() -> None:
     plan = plan_after(life(60), 0.0, 0.5, renewed=False)
     epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    assert plan.wait_seconds(epoch, 0.0, attached=False) > LOOK_SECONDS
+    assert plan.wait_seconds(epoch, 0.0, attached=False) > POLL_SECONDS
 
 
 @given(
@@ -191,7 +191,7 @@ def renews_with(folder: Path, bundle: Bundle, to: Path) -> list[str]:
 async def test_what_is_due_is_renewed_and_taken_up(tmp_path: Path) -> None:
     bundle, new = held(tmp_path, age=170), bundle_for(HOUR)
     loop = Loop(bundle, renews_with(tmp_path, new, bundle.file))
-    assert loop.state.certificate == bundle.life
+    assert loop.state.certificate == bundle.validity
     await loop.run_until(lambda: loop.taken)
     assert loop.taken == [new]
     assert loop.state.certificate == life_of(new.chain_pem)
@@ -267,8 +267,8 @@ CURES = {
     Reason.ROOT_RETIRED: "qanat-agent join SERVER --again",
     Reason.UNAUTHENTICATED: "qanat-agent join SERVER --again",
     Reason.TOO_MANY_ENROLMENTS: "try again in a minute",
-    Reason.SERVER_STOPPING: "wait for the server to come back",
-    Reason.STORE_FAILED: "the server's log may say more",
+    Reason.SERVER_STOPPING: "wait until the server is back",
+    Reason.STORE_FAILED: "see the server's log",
 }
 
 

@@ -157,7 +157,7 @@ REJECTIONS = {
     Reason.VERSION_MISMATCH: "update",
     Reason.TOO_MANY_SESSIONS: "[agents] max",
     Reason.NO_DESCRIPTORS: "LimitNOFILE",
-    Reason.SERVER_STOPPING: "wait for the server",
+    Reason.SERVER_STOPPING: "wait until the server",
     Reason.INTERNAL_ERROR: "see the server's log",
 }
 
@@ -387,7 +387,7 @@ def certificate_at(installation: Installation, days: float) -> CheckResult:
 def test_the_certificate_is_held_against_the_clock(tmp_path: Path) -> None:
     installation = installation_in(tmp_path, "a:7001")
     assert certificate_at(installation, 0).verdict is Verdict.PASS
-    assert "in 9 days: bring a new one" in certificate_at(installation, 355).detail
+    assert "in 9 days: bring a new bundle" in certificate_at(installation, 355).detail
     assert "ended on" in certificate_at(installation, 400).detail
     early = certificate_at(installation, -20000)
     assert early.verdict is Verdict.FAIL
@@ -439,19 +439,19 @@ async def test_each_target_is_dialled_and_ranges_are_not(tmp_path: Path) -> None
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "none.pem"',
             "none.pem of service",
-            "correct what is said here",
+            "repair the cause above",
         ),
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "agent.toml"',
             "agent.toml of service",
-            "correct what is said here",
+            "repair the cause above",
         ),
         (
             'target = "{alive}"\nprotocol = "https"\nca_file = "/"',
             "ca_file / of service web cannot",
-            "correct what is said here",
+            "repair the cause above",
         ),
-        ('target = "unix:/nonexistent/socket"', "does not exist", "correct what is said here"),
+        ('target = "unix:/nonexistent/socket"', "does not exist", "repair the cause above"),
     ],
 )
 async def test_the_cure_of_a_target_fits_its_fault(

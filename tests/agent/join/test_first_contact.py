@@ -87,7 +87,7 @@ async def test_who_sits_in_between_with_other_roots_gets_no_further(tmp_path: Pa
             contact_with(issuing, Token(token.id, token.secret, bytes(32)))
         )
         assert (findings[-1].step, findings[-1].verdict) == ("pin", Verdict.FAIL)
-        assert "the token was not told" in findings[-1].detail
+        assert "the token was not sent" in findings[-1].detail
 
 
 async def test_the_name_that_was_asked_for_must_be_the_servers(tmp_path: Path) -> None:

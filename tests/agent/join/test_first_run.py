@@ -12,7 +12,7 @@ from certs.bundle import read_bundle
 from tests.agent.join.test_join import SOME_TOKEN
 from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
 from tests.support.processes.servers import running
-from tunnel_agent.join.first_run import CannotJoin, JoinEnvironment, join_if_told
+from tunnel_agent.join.first_run import CannotJoin, JoinEnvironment, join_at_first_run
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ async def test_what_fails_ends_it_with_the_joins_own_words_and_code(
     monkeypatch.setenv("QANAT_SERVER", cloud.https)
     nothing = await edge.run("run")
     assert nothing.returncode == 2
-    assert b"takes QANAT_TOKEN_FILE or QANAT_TOKEN" in nothing.stderr
+    assert b"needs QANAT_TOKEN_FILE or QANAT_TOKEN" in nothing.stderr
     monkeypatch.setenv("QANAT_TOKEN", SOME_TOKEN)
     monkeypatch.setenv("QANAT_NODE", "edge3")
     stranger = await edge.run("run")
@@ -85,16 +85,16 @@ async def test_what_fails_ends_it_with_the_joins_own_words_and_code(
 
 def test_nothing_happens_untold_or_where_a_bundle_is(tmp_path: Path) -> None:
     bundle = tmp_path / "node.pem"
-    join_if_told({}, bundle, None)
+    join_at_first_run({}, bundle, None)
     bundle.write_text("whatever it is, it is not replaced")
-    join_if_told({"QANAT_SERVER": "localhost:1"}, bundle, None)
+    join_at_first_run({"QANAT_SERVER": "localhost:1"}, bundle, None)
     assert [file.name for file in tmp_path.iterdir()] == ["node.pem"]
     with pytest.raises(CannotJoin):
-        join_if_told({"QANAT_SERVER": "localhost:1"}, tmp_path / "absent", None)
+        join_at_first_run({"QANAT_SERVER": "localhost:1"}, tmp_path / "absent", None)
 
 
 def test_what_it_is_told_becomes_a_join() -> None:
-    told = JoinEnvironment.by(
+    told = JoinEnvironment.of(
         {"QANAT_SERVER": "s:1", "QANAT_NODE": "n", "QANAT_TOKEN_FILE": "/t", "QANAT_TOKEN": "x"}
     )
     assert told is not None

@@ -160,7 +160,7 @@ async def test_a_token_for_another_name_mistyped_or_unknown(cloud: Cloud, tmp_pa
     other = await edge.join("nosuch.invalid", token, "--name", "edge2")
     assert (other.code, other.failure["step"], other.failure["reason"]) == (3, "node", "token_name_mismatch")
     assert "is for edge1, not for edge2" in other.failure["detail"]
-    assert "leave --name out" in other.failure["fix"]
+    assert "omit --name" in other.failure["fix"]
     parsed = parse_token(token)
     unhinted = await edge.join(cloud.https, login_text(parsed), "--name", "edge2")
     assert (unhinted.code, unhinted.failure["step"]) == (3, "enrol")
@@ -185,7 +185,7 @@ async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
     edge = machine(tmp_path)
     joined = await edge.join(cloud.https, token)
     assert (joined.code, joined.said["node"]) == (0, "edge-by-token"), joined
-    assert joined.said["findings"][1]["detail"] == "edge-by-token, as the token says"
+    assert joined.said["findings"][1]["detail"] == "edge-by-token, the token's name"
     again = await edge.join(cloud.https, await cloud.token("edge-by-token"), "--again")
     assert (again.code, again.said["node"]) == (0, "edge-by-token"), again
 

@@ -16,7 +16,7 @@ from certs.token import make_token
 from tunnel_agent.certificate.est_client import parse_page
 from tunnel_agent.checks import CheckFailed
 from tunnel_agent.config import AgentConfig, Protocol
-from tunnel_agent.join.config_text import config_text, to_add
+from tunnel_agent.join.config_text import config_text, missing_text
 from tunnel_agent.join.request import (
     JoinRequest,
     NewService,
@@ -95,7 +95,7 @@ def test_a_service_is_a_name_and_a_url(text: str, service: NewService) -> None:
     [
         ("web", "NAME=URL"),
         ("=http://x", "NAME=URL"),
-        ("web=ftp://x:1", "is not spoken"),
+        ("web=ftp://x:1", "is not supported"),
         ("web=http://x/path", "without a path"),
         ("web=http://u@x", "without a path"),
         ("db=tcp://db.local", "names no host and port"),
@@ -119,11 +119,11 @@ def test_the_written_configuration_says_what_was_asked_whatever_is_in_it(bundle:
 def test_a_configuration_that_is_there_is_told_what_it_lacks() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
     wish = JoinRequest(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
-    lacking = to_add(wish, there)
+    lacking = missing_text(wish, there)
     assert "localhost:80" in lacking and "localhost:22" not in lacking
     assert 'name = "web"' in lacking
     assert "# db is db.local:5432 there, not other:1" in lacking
-    assert to_add(JoinRequest(SERVER, "edge1", allow=("localhost:22",)), there) == ""
+    assert missing_text(JoinRequest(SERVER, "edge1", allow=("localhost:22",)), there) == ""
 
 
 @pytest.mark.parametrize("name", ["Edge1", "edge_1", "edge 1", "a" * 254])
@@ -162,7 +162,7 @@ def test_the_name_is_the_given_one_the_tokens_or_the_hosts(
 @pytest.mark.parametrize(
     ("made_for", "given", "host", "fix"),
     [
-        ("edge1", "edge2", "edge1", "leave --name out, or ask for another token"),
+        ("edge1", "edge2", "edge1", "omit --name, or ask for another token"),
         ("edge-*", "shop-1", "edge-1", "it must fit edge-*"),
         ("edge-*", "", "host", "--name: it must fit edge-*"),
         ("edge-*", "", "edge-1.local", "* is anything but a dot"),

@@ -84,7 +84,7 @@ WRONG = {
     "a folder as token file": use("join", NOBODY, "--token-file", "/", says="File '/' is a directory"),
     # Names.
     "another name than the token's": use(
-        "join", NOBODY, "--name", "edge2", code=3, says="is for edge1, not for edge2.*leave --name out"
+        "join", NOBODY, "--name", "edge2", code=3, says="is for edge1, not for edge2.*omit --name"
     ),
     "a name that does not fit": use(
         "join", NOBODY, "--name", "shop-1", stdin=FLEET, code=3, says="it must fit edge-\\*"
@@ -95,7 +95,7 @@ WRONG = {
     # What it shall publish.
     "no URL": use("join", NOBODY, "--service", "web", says="NAME=URL"),
     "a URL with a path": use("join", NOBODY, "--service", "web=http://x:1/y", says="without a path"),
-    "a protocol": use("join", NOBODY, "--service", "web=udp://x:1", says="http://, https:// and tcp://"),
+    "a protocol": use("join", NOBODY, "--service", "web=udp://x:1", says="http://, https:// or tcp://"),
     "a place without a port": use("join", NOBODY, "--allow", "localhost", says="has no port: write"),
     # The command line.
     "an unknown option": use("join", NOBODY, "--nam", "edge1", says="No such option '?--nam'?. Did you mean"),
@@ -277,7 +277,7 @@ async def test_a_token_of_another_server(cloud: Cloud, tmp_path: Path) -> None:
     other = format_token(replace(parse_token(await cloud.token("edge1")), pin=bytes(32)))
     failed = await machine(tmp_path).join(cloud.https, other)
     assert (failed.code, failed.failure["step"]) == (1, "pin")
-    assert "made on that server" in failed.failure["fix"]
+    assert "the token's server" in failed.failure["fix"]
 
 
 def cannot_be_somebody_else() -> bool:

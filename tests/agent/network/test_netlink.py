@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tunnel_agent.network.netlink import Answer, KernelRoute, read_answers, route_question
+from tunnel_agent.network.netlink import Answer, KernelRoute, read_answers, route_request
 
 # Recorded on x86-64 from the answers to RTM_GETROUTE.
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the records are little-endian")
@@ -52,23 +52,23 @@ def test_recorded_answers_are_read() -> None:
 
 @little_endian
 def test_a_question_is_what_the_kernel_takes() -> None:
-    assert route_question("192.0.2.1", 5).hex() == (
+    assert route_request("192.0.2.1", 5).hex() == (
         "240000001a000100050000000000000002200000000000000000000008000100c0000201"
     )
 
 
 @pytest.mark.parametrize("same", ["::ffff:192.0.2.1", "192.0.2.1"])
 def test_an_ipv4_address_in_ipv6_clothes_is_asked_for_as_ipv4(same: str) -> None:
-    assert route_question(same, 1) == route_question("192.0.2.1", 1)
+    assert route_request(same, 1) == route_request("192.0.2.1", 1)
 
 
 def test_the_zone_of_an_address_is_no_part_of_the_question() -> None:
-    assert route_question("fe80::1%eth0", 1) == route_question("fe80::1", 1)
+    assert route_request("fe80::1%eth0", 1) == route_request("fe80::1", 1)
 
 
 def test_names_cannot_be_asked_for() -> None:
     with pytest.raises(ValueError, match=r"tunnel\.example\.com"):
-        route_question("tunnel.example.com", 1)
+        route_request("tunnel.example.com", 1)
 
 
 def test_gateway_and_source_are_read() -> None:

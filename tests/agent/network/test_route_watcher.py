@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from tunnel_agent.network import route_watcher as route
-from tunnel_agent.network.netlink import GROUPS, Answer, KernelRoute, read_answers, route_question
+from tunnel_agent.network.netlink import GROUPS, Answer, KernelRoute, read_answers, route_request
 from tunnel_agent.network.route_watcher import RouteWatcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="netlink is Linux's")
@@ -130,7 +130,7 @@ async def test_another_system_has_no_netlink(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_this_kernel_tells_the_way_to_itself() -> None:
     with route._open_netlink(0) as questions:
-        questions.send(route_question("127.0.0.1", 3))
+        questions.send(route_request("127.0.0.1", 3))
         assert list(read_answers(route._receive(questions))) == [Answer(3, KernelRoute(1, "127.0.0.1", ""))]
 
 
@@ -150,5 +150,5 @@ async def test_what_does_not_change_is_never_told(nursery: trio.Nursery) -> None
     assert watcher._change.addresses == ("127.0.0.1", "::ffff:127.0.0.1")
     for _ in range(20):
         watcher._ask()
-    assert not watcher._change.tell(trio.current_time())
+    assert not watcher._change.take_change(trio.current_time())
     assert told.times == []

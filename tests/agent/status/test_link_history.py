@@ -39,7 +39,7 @@ def enter(state: AgentState, link_state: SessionState, event: SessionEvent | Non
     """Something befell the link."""
     assert isinstance(state.link, FakeLink)
     state.link.state = link_state
-    state.look(event)
+    state.note_link(event)
 
 
 def test_an_agent_is_away_until_it_attached_once() -> None:
@@ -64,9 +64,9 @@ def test_degraded_is_attached_and_says_why() -> None:
     state = state_of(clock, FakeLink())
     enter(state, SessionState.DEGRADED)
     clock.now += 3
-    assert line(state) == "degraded for 3 s (something sent was not confirmed in time), server a:7001"
+    assert line(state) == "degraded for 3 s (the server did not acknowledge a packet in time), server a:7001"
     assert _is_attached(told(state))
-    assert "answers late for 3 s" in page_of(state)
+    assert "has answered late for 3 s" in page_of(state)
     enter(state, SessionState.ATTACHED)
     assert kinds(state) == ["attached", "degraded", "attached"]
 
@@ -86,7 +86,7 @@ def test_in_grace_says_since_when_why_and_how_long_yet() -> None:
 
 def test_a_new_carrier_is_news_without_a_grace_before_it() -> None:
     state = state_of(Clock(), FakeLink())
-    state.look(SessionEvent.RESUMED)
+    state.note_link(SessionEvent.RESUMED)
     assert kinds(state) == ["resumed", "attached"]
 
 

@@ -89,7 +89,7 @@ async def take_all(pair: LinkPair, serves: Serving, served: list[TunnelStream] |
     async for stream in pair.opened:
         if served is not None:
             served.append(stream)
-        serves.take(stream)
+        serves.serve(stream)
 
 
 async def read_all(stream: TunnelStream) -> bytes:

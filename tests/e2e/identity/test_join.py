@@ -179,7 +179,7 @@ def test_interrupted_at_every_step(server: Server, home: HomeMaker, long: bool) 
         said, errors = _interrupted(machine, server, token, step, number)
         assert "Traceback" not in errors, errors
         if number is signal.SIGINT and "Next:" not in said:
-            assert "run the same line again" in errors
+            assert "run the same command again" in errors
         assert token not in said + errors
         machine.join(server, token, *ALLOW)
         assert _uses(server, machine.node) == 1, (step, number)

@@ -81,7 +81,7 @@ async def test_who_is_revoked_is_not_renewed_and_ends_and_a_new_token_brings_it_
             said = len(agent.lines)
             again = await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1", "--again")
             assert again.code == 0, again
-            await agent.line("took up another certificate", after=said)
+            await agent.line("loaded another certificate", after=said)
             await agent.line("attached to", after=said)
 
 
@@ -106,6 +106,6 @@ async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path, linked
             after = read_bundle(edge.bundle)
             assert after.key_pem != before.key_pem and after.agents == before.agents
             assert edge.bundle.is_symlink() is linked and read_bundle(real) == after
-            assert f"{after.identity} holds until" in ran.stdout.decode()
-            await agent.line("took up another certificate")
+            assert f"{after.identity} is valid until" in ran.stdout.decode()
+            await agent.line("loaded another certificate")
             await agent.line("resumed the session")
