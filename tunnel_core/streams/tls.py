@@ -31,8 +31,7 @@ from tunnel_core.streams.tls_records import MAX_ANSWER_BYTES, MAX_EMPTY_RECORDS,
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
-# Piece of a large send, which bounds the ciphertext in memory beside the plain bytes.
-_SEND_PIECE = 256 * 1024
+_SEND_PIECE = 256 * 1024  # bounds the ciphertext in memory beside the plain bytes of a large send
 _CLOSE_NOTIFY_SECONDS = 2.0
 _IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
@@ -201,8 +200,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             if self._eof_sent:
                 self._raise_closed()
-            view = memoryview(data)
-            if not view:
+            if not (view := memoryview(data)):
                 await trio.lowlevel.checkpoint()
             for start in range(0, len(view), _SEND_PIECE):
                 self._encrypt(view[start : start + _SEND_PIECE])
@@ -276,13 +274,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         cancelled = trio.current_effective_deadline() == -float("inf")
         graceful = not (cancelled or self._broken or self._sending or self._eof_sent)
         self._closed = True
+        gone = trio.BrokenResourceError, trio.ClosedResourceError
         try:
             if graceful:
-                self._write_close_notify()
-                with trio.move_on_after(_CLOSE_NOTIFY_SECONDS):
+                with contextlib.suppress(*gone), trio.move_on_after(_CLOSE_NOTIFY_SECONDS):
+                    self._write_close_notify()
                     await self._flush()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the peer is gone already
         finally:
             await self.transport.aclose()
 
