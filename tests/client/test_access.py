@@ -49,7 +49,8 @@ def test_without_a_bundle_local_sockets_are_used(tmp_path: Path) -> None:
         access = find_access(None, {})
     assert access.need_api() == UnixDialer(paths.admin_socket())
     with pytest.raises(
-        CommandError, match=r"no access to a server: .* nor a server's connect socket .*or set .connect.unix. path"
+        CommandError,
+        match=r"no access to a server: .* nor a server's connect socket .*or set .connect.unix. path",
     ):
         access.need_connect()
 
