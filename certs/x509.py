@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ UNREADABLE = (
     *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
 )
 """Errors that the library raises for unreadable data, even for well-formed DER."""
+
+
+_REMEMBERED_LEAVES = 256
+"""Leaves that are kept as read: a user shows the same one on each connection, and reading takes 0.1 ms."""
 
 
 class Usage(enum.Enum):
@@ -231,6 +236,7 @@ def _public_key(certificate: x509.Certificate) -> bytes:
     )
 
 
+@functools.lru_cache(_REMEMBERED_LEAVES)
 def _read_leaf(leaf: bytes) -> tuple[VerifiedCertificate, frozenset[x509.ObjectIdentifier]]:
     try:
         certificate = load_certificate(leaf)

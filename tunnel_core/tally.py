@@ -13,14 +13,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Tally(Counter[K]):
-    """A ``Counter`` whose keys are added and taken one at a time."""
-
-    def add(self, key: K) -> None:
-        """Count ``key`` once more."""
-        self[key] += 1
+    """A ``Counter`` from which keys are taken one at a time."""
 
     def take(self, key: K) -> None:
-        """Undo one ``add``. Does nothing for a key that is not counted."""
+        """Undo one ``+= 1``. Does nothing for a key that is not counted."""
         if self[key] > 1:
             self[key] -= 1
         else:

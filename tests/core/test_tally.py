@@ -8,7 +8,7 @@ from tunnel_core.tally import Tally
 def test_a_key_at_zero_is_forgotten() -> None:
     tally: Tally[str] = Tally()
     for key in "aab":
-        tally.add(key)
+        tally[key] += 1
     tally.take("a")
     tally.take("b")
     tally.take("c")

@@ -93,7 +93,7 @@ class TargetLookups:
 
     def _start(self, host: str, user: str) -> _LookUp:
         look_up = self._running[host] = _LookUp(host, user)
-        self._of_user.add(user)
+        self._of_user[user] += 1
         self._nursery.start_soon(self._run, look_up)
         return look_up
 

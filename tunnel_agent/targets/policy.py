@@ -243,6 +243,8 @@ class Policy:
         self._names = sorted({*self.services, *built_in})
         self.entries = (*allow, *(parse_entry(str(s.target)) for s in self.services.values()))
         """The entries of ``allow``, then one for each service, because publishing a target allows it."""
+        self._find = functools.lru_cache(_REMEMBERED)(functools.partial(_find, self.entries))
+        self._allows = functools.lru_cache(_REMEMBERED)(functools.partial(_allows, self.entries))
 
     def find(self, target: Target) -> Destination:
         """Return the destination of ``target``.
@@ -251,13 +253,9 @@ class Policy:
         """
         if target.service:
             return self._find_service(target.service)
-        if target.unix_path:
-            named = any(entry.unix_path == target.unix_path for entry in self.entries)
-        else:
-            named = any(e.host == target.host and e.has_port(target.port) for e in self.entries)
-        destination = Destination(target, is_named=named)
-        if not named and not _may_resolve_into(self.entries, target):
-            raise self._refusal(destination, _maybe_address(target.host))
+        destination = self._find(target)
+        if destination is None:
+            raise self._refusal(Destination(target), _maybe_address(target.host))
         return destination
 
     def _find_service(self, name: str) -> Destination:
@@ -273,7 +271,7 @@ class Policy:
 
         Raises ``Refused`` if none may be dialled.
         """
-        allowed = [text for text in dict.fromkeys(addresses) if _allows(self.entries, destination, text)]
+        allowed = [text for text in dict.fromkeys(addresses) if self._allows(destination, text)]
         if addresses and not allowed:
             raise self._refusal(destination, _address(addresses[0]))
         return allowed
@@ -285,6 +283,15 @@ class Policy:
             why = f": {carried(address)} is a link-local, metadata or unspecified address"
         what = f"node {self.node} does not allow {destination.target}{why}"
         return Refused(Reason.TARGET_NOT_ALLOWED, f'{what}; add "{line}" to allow in {self.file}')
+
+
+def _find(entries: Iterable[AllowEntry], target: Target) -> Destination | None:
+    """What a target that is no service means; None if it is surely not allowed."""
+    if target.unix_path:
+        named = any(entry.unix_path == target.unix_path for entry in entries)
+    else:
+        named = any(e.host == target.host and e.has_port(target.port) for e in entries)
+    return Destination(target, is_named=named) if named or _may_resolve_into(entries, target) else None
 
 
 def _may_resolve_into(entries: Iterable[AllowEntry], target: Target) -> bool:

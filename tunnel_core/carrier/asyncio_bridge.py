@@ -167,7 +167,8 @@ class Bridge:
             return
         self._in_turn = True
         selector = self._selector
-        selector.begin_turn()
+        selector.rounds = 0
+        selector.end_at = time.monotonic() + _MAX_TURN_SECONDS
         try:
             self._loop.run_forever()
         except BaseException as error:
@@ -331,21 +332,18 @@ class _TurnSelector(selectors.EpollSelector):
         super().__init__()
         self.idle_seconds: float | None = None
         """Seconds that asyncio would sleep now, until its next timer; 0: work is left; None: no timer."""
-        self._rounds = 0
-        self._end_at = 0.0
-
-    def begin_turn(self) -> None:
-        self._rounds = 0
-        self._end_at = time.monotonic() + _MAX_TURN_SECONDS
+        self.rounds = 0
+        self.end_at = 0.0
+        """Set both when a turn begins."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._rounds += 1
+        self.rounds += 1
         # With callbacks waiting (0) asyncio polls in passing, and most of these polls find no event.
-        ready = super().select(0) if timeout != 0 or self._rounds % _POLL_ROUNDS == 0 else []
+        ready = super().select(0) if timeout != 0 or self.rounds % _POLL_ROUNDS == 0 else []
         if not ready and (timeout is None or timeout > 0):
             self.idle_seconds = timeout
             self.stop()
-        elif self._rounds >= _MAX_TURN_ROUNDS or time.monotonic() >= self._end_at:
+        elif self.rounds >= _MAX_TURN_ROUNDS or time.monotonic() >= self.end_at:
             self.idle_seconds = 0.0
             self.stop()
         return ready

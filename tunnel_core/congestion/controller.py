@@ -302,7 +302,7 @@ class CongestionController:
             estimator, rate = self._estimator, self.rate_bytes_per_second
             self._competing_flows.update(estimator.min_one_way_delay, estimator.min_round_trip, rate, now)
         queue = self._round_queue / max(1, self._round_bytes)
-        unintended = queue > self._max_intended_queue and not self._bandwidth_probe.active
+        unintended = queue > self._max_intended_queue() and not self._bandwidth_probe.active
         self._update_rate(unintended=unintended)
         if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
             self._bandwidth_probe.end_round(queue, self._slack, self.rate_bytes_per_second)
@@ -341,15 +341,12 @@ class CongestionController:
             + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
         )
 
-    @property
-    def _competing_extra(self) -> float:
-        return _COMPETING_GAIN * self._estimator.min_round_trip if self._competing_flows.detected else 0.0
-
-    @property
     def _max_intended_queue(self) -> float:
         """Seconds of queue that the limit accounts for; a longer one is unintended."""
         allowed = self._slack + _ACK_REQUEST_SECONDS
-        return allowed + self._competing_extra + max(2 * allowed, self._estimator.base_round_trip / 4)
+        most = allowed + max(2 * allowed, self._estimator.base_round_trip / 4)
+        competing = self._competing_flows.detected
+        return most + _COMPETING_GAIN * self._estimator.min_round_trip if competing else most
 
     @property
     def _probe_rtt_limit(self) -> float:
@@ -361,9 +358,9 @@ class CongestionController:
             target = self._probe_rtt_limit
         else:
             base_round_trip, rate = self._estimator.base_round_trip, self.rate_bytes_per_second
-            extra = max(
-                self._competing_extra, base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
-            )
+            extra = base_round_trip * self._bandwidth_probe.gain(rate, base_round_trip)
+            if self._competing_flows.detected:
+                extra = max(extra, _COMPETING_GAIN * self._estimator.min_round_trip)
             target = rate * (base_round_trip + extra + self._slack) + self._ack_request_bytes
             target = max(_MIN_LIMIT, target)
         grown = self.limit + (

@@ -25,6 +25,7 @@ _HEAD_END = b"\r\n\r\n"
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _FOLDED = re.compile(rb"\r\n[ \t]")
+_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
 _TLS_HANDSHAKE = 0x16
 
 
@@ -82,31 +83,37 @@ def check_raw_head(head: bytes) -> None:
         raise Refused(Reason.BAD_REQUEST, "the request head has a folded line (RFC 9112 section 5.2)")
     if _FORBIDDEN.search(head):
         raise Refused(Reason.BAD_REQUEST, "the request head has a control character or a bare CR")
+    lengths = _LENGTH.findall(head)
+    if len(lengths) > 1 or (lengths and b"," in lengths[0]):  # h11 folds equal values into one
+        raise Refused(Reason.BAD_REQUEST, "the request has more than one Content-Length")
 
 
-def check_request(request: h11.Request, limits: HeadLimits) -> None:
-    """Raise ``Refused`` for too many headers, or for framing that two parsers may read differently."""
+def check_request(request: h11.Request, limits: HeadLimits) -> bool:
+    """Return whether the request has a body.
+
+    Raises ``Refused`` for too many headers, or for framing that two parsers may read differently.
+    """
     if len(request.headers) > limits.max_headers:
         raise Refused(Reason.HEAD_TOO_LARGE, f"the request has more than {limits.max_headers} headers")
     if request.http_version not in (b"1.0", b"1.1"):
         raise Refused(Reason.BAD_REQUEST, "only HTTP/1.1 and HTTP/1.0 are supported")
-    lengths = header_values(request, b"content-length")
-    codings = header_values(request, b"transfer-encoding")
-    if len(header_values(request, b"host")) > 1:
+    hosts, length, is_coded = 0, b"", False
+    for name, value in request.headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length":
+            length = value  # h11 allows one value only
+        elif name == b"transfer-encoding":
+            is_coded = True
+    if hosts > 1:
         raise Refused(Reason.BAD_REQUEST, "the request has more than one Host header")
-    if lengths and codings:
+    if length and is_coded:
         raise Refused(Reason.BAD_REQUEST, "the request has both Content-Length and Transfer-Encoding")
-    if codings and request.http_version < b"1.1":
+    if is_coded and request.http_version < b"1.1":
         raise Refused(Reason.BAD_REQUEST, "the request has Transfer-Encoding, which HTTP/1.0 does not know")
-    if request.method == b"CONNECT" and (lengths or codings):
+    if request.method == b"CONNECT" and (length or is_coded):
         raise Refused(Reason.BAD_REQUEST, "a CONNECT request has no body, so it must not announce one")
-
-
-def check_one_length(head: bytes) -> None:
-    """Raise ``Refused`` for two Content-Length values, which h11 would merge if they are equal."""
-    lengths = re.findall(rb"\r\ncontent-length[ \t]*:([^\r]*)", head.lower())
-    if len(lengths) > 1 or any(b"," in value for value in lengths):
-        raise Refused(Reason.BAD_REQUEST, "the request has more than one Content-Length")
+    return is_coded or length.strip(b"0") != b""
 
 
 def header_values(

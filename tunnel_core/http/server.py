@@ -28,7 +28,6 @@ from tunnel_core.http.head import (
     REASON_HEADER,
     HeadLimits,
     HttpRefused,
-    check_one_length,
     check_raw_head,
     check_request,
     head_end,
@@ -114,7 +113,7 @@ class HttpConnection(Connection):
 
     async def _read_request(self) -> h11.Request | None:
         checked = 0
-        while not (end := head_end(data := self.read_ahead, self.limits, checked)):
+        while not ((data := self._h11.trailing_data[0]) and (end := head_end(data, self.limits, checked))):
             checked = len(data)
             if not await self._receive():
                 if data:
@@ -125,15 +124,14 @@ class HttpConnection(Connection):
 
     def _parse_request(self, head: bytes) -> h11.Request:
         check_raw_head(head)
-        check_one_length(head)
+
         try:
             request = self._h11.next_event()
         except h11.RemoteProtocolError as error:
             raise Refused(Reason.BAD_REQUEST, f"the request is malformed: {wording(error)}") from None
         assert isinstance(request, h11.Request)
         self.request = request
-        check_request(request, self.limits)
-        if not _has_body(request):
+        if not check_request(request, self.limits):
             # h11 allows a switch only after it has reported the end of the request.
             self._h11.next_event()
         return request
@@ -216,13 +214,6 @@ class HttpConnection(Connection):
     def has_unread_input(self) -> bool:
         """Whether the peer announced or sent bytes that were not read."""
         return self._h11.their_state is h11.SEND_BODY or bool(self.read_ahead)
-
-
-def _has_body(request: h11.Request) -> bool:
-    lengths = header_values(request, b"content-length")
-    return bool(header_values(request, b"transfer-encoding")) or (
-        bool(lengths) and lengths[0].strip(b"0") != b""
-    )
 
 
 async def read_body(http: HttpConnection, max_bytes: int, seconds: float, *, too_large: Reason) -> bytes:

@@ -123,7 +123,7 @@ class Http2Call:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        at, size = self._skip_preface(data), len(data)
+        at, size = self._skip_preface(data) if self._preface else 0, len(data)
         while at < size:
             if self._data_left:
                 taken = min(self._data_left, size - at)
@@ -138,7 +138,8 @@ class Http2Call:
                     self._buffer = data[at:]
                     break
             at += taken
-        self._refill()
+        if self._unrefilled >= _REFILL_BYTES and not self.holds_window:
+            self._refill()
         return messages
 
     def _skip_preface(self, data: bytes) -> int:
@@ -289,7 +290,8 @@ class Http2Call:
             raise Http2Error("WINDOW_UPDATE for a stream that is not open")
         if max(self._connection_window, self._stream_window) > _MAX_WINDOW:
             raise Http2Error("a window is too large")
-        self._push_pending()
+        if self._pending:
+            self._push_pending()
 
     def _assemble(self, piece: bytes, messages: list[bytes], now: float) -> None:
         partial, data = self._partial, memoryview(piece)
@@ -323,12 +325,11 @@ class Http2Call:
 
     def _refill(self) -> None:
         """Return taken bytes to the client's windows."""
-        if self._unrefilled >= _REFILL_BYTES and not self.holds_window:
-            increment = self._unrefilled.to_bytes(4, "big")
-            self._output.append(frame(WINDOW_UPDATE, 0, 0, increment))
-            self._output.append(frame(WINDOW_UPDATE, 0, self._stream, increment))
-            self._window += self._unrefilled
-            self._unrefilled = 0
+        increment = self._unrefilled.to_bytes(4, "big")
+        self._output.append(frame(WINDOW_UPDATE, 0, 0, increment))
+        self._output.append(frame(WINDOW_UPDATE, 0, self._stream, increment))
+        self._window += self._unrefilled
+        self._unrefilled = 0
 
     # Sending.
 
@@ -339,7 +340,8 @@ class Http2Call:
 
     def send(self, message: bytes) -> None:
         """Send one message as far as the client's windows allow. The rest follows when they open."""
-        self._answer()
+        if not self._is_answered:
+            self._answer()
         prefix = b"\0" + len(message).to_bytes(4, "big")
         self._budget.note_moved(len(message) + _PREFIX_BYTES)
         self._pending = memoryview(prefix + message)
@@ -356,9 +358,8 @@ class Http2Call:
             self._pending = self._pending[size:]
 
     def _answer(self) -> None:
-        if not self._is_answered:
-            self._is_answered = True
-            self._output.append(frame(HEADERS, END_HEADERS, self._stream, _encode_block(_ANSWER)))
+        self._is_answered = True
+        self._output.append(frame(HEADERS, END_HEADERS, self._stream, _encode_block(_ANSWER)))
 
     def finish(self, status: int, message: str = "") -> None:
         """End the call with a gRPC status, unless part of a message waits. Idempotent."""

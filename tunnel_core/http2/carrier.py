@@ -161,7 +161,8 @@ class ServedCarrier(Carrier):
             return
         self._is_busy = True
         try:
-            self._deliver()
+            if self._early:
+                self._deliver()
             self._write()
         except _STREAM_ERRORS:
             pass  # the reader gets the error too, and reports it
@@ -215,7 +216,8 @@ class ServedCarrier(Carrier):
                 self._early.append(message)
                 self._early_bytes += len(message)
             call.holds_window = self._port is None
-            self._deliver()
+            if self._early:
+                self._deliver()
             if call.has_finished and not self._is_ended:
                 self._is_ended = True
                 self._end_soon()

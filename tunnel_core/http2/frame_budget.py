@@ -31,21 +31,18 @@ class FloodError(Exception):
 class _Tokens:
     """Tokens that refill with time, up to ``capacity``. ``now`` is in monotonic seconds."""
 
-    __slots__ = ("_at", "_capacity", "_left", "_per_second")
+    __slots__ = ("_at", "_per_second", "capacity", "left")
 
     def __init__(self, capacity: float, per_second: float, now: float) -> None:
-        self._left = self._capacity = capacity
+        self.left = self.capacity = capacity
         self._per_second = per_second
         self._at = now
 
     def charge(self, amount: float, now: float) -> bool:
         """Take ``amount`` tokens. Return False if there are too few."""
-        self._left = min(self._capacity, self._left + (now - self._at) * self._per_second) - amount
+        self.left = min(self.capacity, self.left + (now - self._at) * self._per_second) - amount
         self._at = now
-        return self._left >= 0
-
-    def earn(self, amount: float) -> None:
-        self._left = min(self._capacity, self._left + amount)
+        return self.left >= 0
 
 
 class FrameBudget:
@@ -70,4 +67,5 @@ class FrameBudget:
 
     def note_moved(self, size: int) -> None:
         """Note that ``size`` bytes of messages were sent or received."""
-        self._flow.earn(size / BYTES_PER_FLOW_FRAME)
+        flow = self._flow
+        flow.left = min(flow.capacity, flow.left + size / BYTES_PER_FLOW_FRAME)

@@ -81,11 +81,6 @@ class SendPool:
         self._wake_below = 0  # the highest threshold; 0: no session waits
 
     @property
-    def free(self) -> int:
-        """Free bytes; 0 or less means full."""
-        return self.size - self.used
-
-    @property
     def is_short(self) -> bool:
         """Whether less than a quarter of the bytes for data is free."""
         return self.used * 4 > self._data_size * 3

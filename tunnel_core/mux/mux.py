@@ -22,11 +22,13 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.receiving import HANDLERS
 from tunnel_core.mux.sending import Sending
-from tunnel_core.mux.stream_state import OPEN, StreamState
+from tunnel_core.mux.stream_state import END, OPEN, RESET, StreamState
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.tally import Tally
 from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Open, Payload
+
+_ENDS = END | RESET
 
 
 def _do_nothing() -> None:
@@ -84,11 +86,11 @@ class Mux(Sending):
         own, maximum = self._streams_of_user[request.user], self.limits.max_streams_per_user
         if own >= maximum and own >= free:  # a lone user stops at half, so that others can open streams
             raise Refused(Reason.TOO_MANY_OF_USER, _too_many(request.user, own, maximum, free))
-        if self.send_pool.free <= 0:  # not even the reserve has room
+        if self.send_pool.used >= self.send_pool.size:  # not even the reserve has room
             raise Refused(Reason.SEND_MEMORY_FULL)
         stream = StreamState(self, request, 0, self.peer_initial_credit)
         self._unopened[stream] = None
-        self._streams_of_user.add(request.user)
+        self._streams_of_user[request.user] += 1
         if early_data:
             stream.push(early_data)  # before the wake, which may build the packet at once
         stream.want(OPEN)
@@ -173,6 +175,8 @@ class Mux(Sending):
         recv = stream.recv
         if recv.window > recv.initial and recv.at_end:
             recv.release()  # this end's half may stay open for days
+        if stream.pending or not (stream.done & _ENDS or stream.refusal is not None):
+            return  # most calls end here
         if stream.over and self.streams.pop(stream.number, None) is not None:
             stream.detach()
             if self.is_opener:

@@ -70,7 +70,7 @@ def _receive_opened(stream: StreamState, frame: Opened) -> None:
         stream.opened, stream.address = True, frame.address
         stream.on_opened()
         _receive_credit(stream, Credit(frame.stream, frame.credit))
-        stream.notify_owner()
+        stream.on_writable()
 
 
 def _receive_refused(stream: StreamState, frame: RefusedFrame) -> None:

@@ -51,11 +51,6 @@ class SendBuffer:
         allowed = min(self._max_queue, self.limit - self.sent + _BLOCKED_QUEUE)
         return allowed - self.queued - _CHUNK_COST * len(self._unsent)
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is data that credit allows to send."""
-        return self.queued > 0 and self.sent < self.limit
-
     def push(self, payload: Payload) -> None:
         """Queue ``payload``, which the caller must not change any more."""
         self.queued += len(payload)
@@ -64,7 +59,8 @@ class SendBuffer:
     def take(self, max_bytes: int) -> list[Payload]:
         """Return the next bytes to send, within ``max_bytes`` and credit, and retain them.
 
-        Call only while ``ready``. Small pieces are joined; large pieces come as they were pushed.
+        Call only while something is queued and the credit has room. Small pieces are joined; large pieces
+        come as they were pushed.
         """
         left = min(max_bytes, self.limit - self.sent)
         unsent, parts, taken = self._unsent, [], 0

@@ -174,17 +174,18 @@ class Sending:
         # packet.
         while self._control and (early < priority or priority <= 0) and len(frames) < self._max_frames:
             stream = self._control.popleft()
-            opening = stream.open_pending
+            opening = stream.pending & OPEN
             if opening and not stream.number:
                 early += self._take_open(stream, frames, priority - early)
             elif opening:
                 # Without early data, because the peer ignores a repeated open with all its content.
                 frames.append(stream.open_frame(b""))
             bits = stream.take_control(frames)
-            if opening:
+            if opening and (stream.send.queued or stream.send.size is not None):
                 self.list_stream(stream)
             receipt.append((stream, bits, stream.send.sent))
-            stream.mux.maybe_forget(stream)
+            if stream.done or stream.refusal is not None:
+                stream.mux.maybe_forget(stream)
         return early
 
     def _take_open(self, stream: StreamState, frames: list[Frame], priority: int) -> int:
@@ -194,7 +195,8 @@ class Sending:
             self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.retained_bytes)
         )
         room = min(self.peer_early_data, spare, priority)
-        if stream.send.ready and room > 0:
+        send = stream.send
+        if room > 0 and send.queued and send.sent < send.limit:
             early = b"".join(self._send(stream, room))
         frames.append(stream.open_frame(early))
         return len(early)
@@ -240,7 +242,7 @@ class Sending:
         for stream, bits, sent in receipt:
             freed += stream.send.ack(sent)
             if bits:
-                stream.ack_control(bits)
+                stream.done |= bits
                 stream.mux.maybe_forget(stream)
         if freed:
             self.unconfirmed -= freed

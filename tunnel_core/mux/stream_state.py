@@ -69,12 +69,12 @@ class StreamState:
     """
 
     __slots__ = (
-        "_done",
         "address",
         "awaits_room",
         "control_queued",
         "deficit",
         "discarding",
+        "done",
         "emitted",
         "listed",
         "mux",
@@ -119,7 +119,7 @@ class StreamState:
         self.emitted = 0  # control bits that were sent
         self.control_queued = False  # is in the control queue
         self.pending = 0  # control bits to be sent
-        self._done = 0
+        self.done = 0  # control that the peer confirmed
 
     # Called by the owner.
 
@@ -175,7 +175,7 @@ class StreamState:
 
     def reset_sending(self) -> None:
         """Reset this end's half, unless the peer acknowledged all of it."""
-        if self.send_reset or self._done & END:
+        if self.send_reset or self.done & END:
             return
         self.send_reset = True
         self.mux.drop_sending(self)
@@ -202,7 +202,7 @@ class StreamState:
     # Called by the mux.
 
     def notify_owner(self) -> None:
-        """Call reader and writer, because the stream was opened or reset."""
+        """Call reader and writer, because the stream was reset."""
         self.on_readable()
         self.on_writable()
 
@@ -240,10 +240,6 @@ class StreamState:
             frames.append(Stop(self.number, self.reset_reason or Reason.USER_LEFT))
         return bits
 
-    def ack_control(self, bits: int) -> None:
-        """Record that the peer has the frames of these control bits."""
-        self._done |= bits
-
     def take_back(self, bits: int) -> None:
         """Make these bits pending again, except those without effect by now."""
         self.emitted &= ~bits
@@ -278,8 +274,8 @@ class StreamState:
     def over(self) -> bool:
         """Whether both halves have ended and the peer acknowledged the frames that end them."""
         if self.refusal is not None:
-            return not self.pending and self._done & self.emitted & REFUSED == self.emitted & REFUSED
-        ended = self._done & RESET if self.send_reset else self._done & END
+            return not self.pending and self.done & self.emitted & REFUSED == self.emitted & REFUSED
+        ended = self.done & RESET if self.send_reset else self.done & END
         if not ended or self.pending:
             return False
         return self.recv.size is not None and (self.discarding or not self.recv.buffered)

@@ -63,11 +63,10 @@ class OpenStreams:
         self.all[serial] = stream
         return stream
 
-    def check_not_draining(self, *, peer: bool) -> None:
-        """Raise ``Refused`` if this server drains, or if the agent does (``peer``)."""
-        if self.draining or peer:
-            reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
-            raise Refused(reason, f"node {self._node} takes no new streams: {reason.meaning}")
+    def why_draining(self) -> Refused:
+        """Return the refusal of a stream because this server drains, or because the agent does."""
+        reason = Reason.SERVER_STOPPING if self.draining else Reason.AGENT_STOPPING
+        return Refused(reason, f"node {self._node} takes no new streams: {reason.meaning}")
 
     def open(self, mux_stream: StreamState, on_opened: Callable[[], None] | None) -> TunnelStream:
         """Return a stream that this end opens; ``on_opened`` is called when the peer reached its target."""
@@ -75,7 +74,8 @@ class OpenStreams:
 
         def opened() -> None:
             self._pending_opens.forget(stream)
-            if on_opened is not None and stream.ended_by is None:  # the user may have left meanwhile
+            # Its user may have left meanwhile.
+            if on_opened is not None and mux_stream.reset_reason is None and mux_stream.refusal is None:
                 on_opened()
 
         mux_stream.on_opened = opened

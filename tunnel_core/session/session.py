@@ -351,9 +351,9 @@ class Session:
         ``OPEN_TIMEOUT``. Raises ``Refused`` if the session has ended or takes no new streams.
         """
         if self.ended is not None:
-            detail = f"node {self.node} is not attached: {self.ended[1]}"
-            raise Refused(Reason.NODE_NOT_ATTACHED, detail)
-        self._streams.check_not_draining(peer=self._protocol.peer_draining)
+            raise Refused(Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {self.ended[1]}")
+        if self._streams.draining or self._protocol.peer_draining:
+            raise self._streams.why_draining()
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)
         self._timer.wake_by(self._pending_opens.add(stream, trio.current_time(), self.lost))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -121,8 +120,12 @@ class _Relay:
 
     async def run(self) -> RelayResult:
         try:
-            with self._scope, self._cancelling_on_reset():
+            with self._scope:
                 a, b = self._a, self._b
+                tunnel = a if isinstance(a, TunnelStream) else b
+                if isinstance(tunnel, TunnelStream):
+                    # A reset ends the relay also while both directions wait for the other side.
+                    tunnel.cancel_on_reset(self._scope)
                 if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
                     await self._relay_with_pump(a, b)
                 elif isinstance(b, TunnelStream) and isinstance(a, NowaitStream):
@@ -176,13 +179,6 @@ class _Relay:
         """Start a second task soon, because a half that goes on beside an ended one needs a watch."""
         pump_scope.deadline = trio.current_time() + CHECK_SECONDS
 
-    def _cancelling_on_reset(self) -> AbstractContextManager[None]:
-        """Cancel the relay on a reset through the tunnel, even while both directions wait."""
-        for side in (self._a, self._b):
-            if isinstance(side, TunnelStream):
-                return side.cancel_on_reset(self._scope)
-        return nullcontext()
-
     def _note_reset(self) -> None:
         """Note the tunnel's reset, if the relay was cancelled without a reason."""
         try:
@@ -201,22 +197,18 @@ class _Relay:
                 self._note_stopped(stopped.error)
             else:
                 try:
-                    await self._move(source, sink, stopped)
+                    if stopped is not None:
+                        await stopped.flush()
+                    if stopped is None or not stopped.is_done:
+                        if isinstance(source, NowaitStream) and isinstance(sink, NowaitStream):
+                            await self._copy_direct(source, sink)
+                        else:
+                            await self._copy(source, sink)
                 except PeerStoppedReceiving as error:
                     self._note_stopped(error)
             await self._half_ended(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._note(error)
-
-    async def _move(self, source: trio.abc.Stream, sink: trio.abc.Stream, stopped: Pump | None) -> None:
-        if stopped is not None:
-            await stopped.flush()
-            if stopped.is_done:
-                return
-        if isinstance(source, NowaitStream) and isinstance(sink, NowaitStream):
-            await self._copy_direct(source, sink)
-        else:
-            await self._copy(source, sink)
 
     async def _half_ended(self, source: trio.abc.Stream) -> None:
         if self._half_done:

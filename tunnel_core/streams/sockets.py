@@ -18,6 +18,7 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator
+from typing import NoReturn
 
 import trio
 
@@ -115,18 +116,20 @@ class SocketStream(NowaitStream):
 
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` has an answer."""
-        self._check_open()
+        if self.socket.fileno() < 0:
+            self._raise_closed()
         await trio.lowlevel.wait_readable(self.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        max_bytes = read_size(max_bytes)
+        if type(max_bytes) is not int or max_bytes < 1:
+            max_bytes = read_size(max_bytes)
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this socket")
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint()
             while (data := self.receive_nowait(max_bytes)) is None:
-                await self.wait_readable()
+                await trio.lowlevel.wait_readable(self.socket)
             return data
         finally:
             self._receiving = False
@@ -167,13 +170,20 @@ class SocketStream(NowaitStream):
             self._unsent = self._unsent[self.try_send(self._unsent) :]
 
     async def send_all(self, data: Payload) -> None:
-        with self._sending_exclusively():
+        if self._sending:
+            self._raise_busy()
+        self._sending = True
+        try:
             await trio.lowlevel.checkpoint()
-            self._check_sendable()
+            if self._ended or self.socket.fileno() < 0:
+                self._check_sendable()
             try:
-                await self.put(data)
+                if not self.send_nowait(data):
+                    await self.flush()
             finally:
                 self._unsent = memoryview(b"")
+        finally:
+            self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._sending_exclusively():
@@ -183,15 +193,19 @@ class SocketStream(NowaitStream):
     @contextlib.contextmanager
     def _sending_exclusively(self) -> Iterator[None]:
         if self._sending:
-            raise trio.BusyResourceError("another task is sending on this socket")
+            self._raise_busy()
         self._sending = True
         try:
             yield
         finally:
             self._sending = False
 
+    def _raise_busy(self) -> NoReturn:
+        raise trio.BusyResourceError("another task is sending on this socket")
+
     def _check_sendable(self) -> None:
-        self._check_open()
+        if self.socket.fileno() < 0:
+            self._raise_closed()
         if self._ended:
             raise trio.ClosedResourceError("this socket's sending half was ended here")
 
@@ -239,7 +253,8 @@ class SocketStream(NowaitStream):
         return 0
 
     def send_eof_nowait(self) -> bool:
-        self._check_open()
+        if self.socket.fileno() < 0:
+            self._raise_closed()
         if not self._ended:
             self._ended = True
             try:
@@ -256,7 +271,10 @@ class SocketStream(NowaitStream):
     def _check_open(self) -> None:
         # trio would keep a waiter for descriptor -1 for ever, and report the next one as busy.
         if self.socket.fileno() < 0:
-            raise trio.ClosedResourceError("this socket was closed here")
+            self._raise_closed()
+
+    def _raise_closed(self) -> NoReturn:
+        raise trio.ClosedResourceError("this socket was closed here")
 
     # Ending.
 

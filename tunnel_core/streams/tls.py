@@ -20,18 +20,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from typing import NoReturn
 
 import trio
 
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import SocketStream, read_size
 from tunnel_core.streams.tls_errors import RecordFlood, reason_of
-from tunnel_core.streams.tls_records import MAX_ANSWER_BYTES, RecordMeter
+from tunnel_core.streams.tls_records import MAX_ANSWER_BYTES, MAX_EMPTY_RECORDS, RecordMeter
 
 _RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
-# Piece of a large send, which bounds the ciphertext in memory beside the plain bytes.
-_SEND_PIECE = 256 * 1024
+_SEND_PIECE = 256 * 1024  # bounds the ciphertext in memory beside the plain bytes of a large send
 _CLOSE_NOTIFY_SECONDS = 2.0
 _IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
@@ -72,6 +72,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         sent the alert to the peer. Streams that share ``lock`` compute one after the other, and other tasks
         run in between. A step takes a millisecond, and a whole fleet may connect at once.
         """
+        if self._tls.server_side:
+            await self._feed(_DEFAULT_READ)  # the client begins
         while True:
             try:
                 async with lock or contextlib.nullcontext():
@@ -104,25 +106,23 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return self._tls.selected_alpn_protocol() or ""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        limit = read_size(max_bytes)
+        limit = max_bytes if type(max_bytes) is int and max_bytes > 0 else read_size(max_bytes)
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this TLS stream")
         self._receiving = True
         try:
-            return await self._receive(limit)
+            if self._closed:
+                self._raise_closed()
+            if self._decrypted or self._eof_received or not self._needs_input:
+                # The checkpoint precedes taking the bytes, so cancellation here loses none.
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._feed(limit)
+            while not (data := self._take(limit)) and not self._eof_received:
+                await self._feed(limit)
+            return data
         finally:
             self._receiving = False
-
-    async def _receive(self, limit: int) -> bytes:
-        self._check_open()
-        if self._decrypted or self._eof_received or not self._needs_input:
-            # The checkpoint precedes taking the bytes, so cancellation here loses none.
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._feed(limit)
-        while not (data := self._take(limit)) and not self._eof_received:
-            await self._feed(limit)
-        return data
 
     def _take(self, limit: int) -> bytes:
         if self._decrypted:
@@ -133,6 +133,11 @@ class TlsStream(trio.abc.HalfCloseableStream):
         while limit > 0 and (piece := self._decrypt(min(limit, _RECORD), pieces)):
             pieces.append(piece)
             limit -= len(piece)
+            if not (self._incoming.pending or self._tls.pending()):
+                self._needs_input = True  # without the exception that one more read would cost
+                if self._outgoing.pending > MAX_ANSWER_BYTES:
+                    self._raise_flood()
+                break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _decrypt(self, limit: int, earlier: list[bytes]) -> bytes:
@@ -146,7 +151,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
             data = self._tls.read(limit)
         except ssl.SSLWantReadError:
             self._needs_input = True
-            self._require_progress()
+            if self._records.empty_records > MAX_EMPTY_RECORDS or self._outgoing.pending > MAX_ANSWER_BYTES:
+                self._raise_flood()
             return b""
         except ssl.SSLZeroReturnError:
             data = b""
@@ -156,13 +162,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
             self._broken = True
             raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
         self._eof_received = not data
-        self._records.note_data()
+        self._records.empty_records = 0
         return data
 
-    def _require_progress(self) -> None:
-        if self._records.is_flooded or self._outgoing.pending > MAX_ANSWER_BYTES:
-            self._broken = True
-            raise RecordFlood("too many TLS records without data")
+    def _raise_flood(self) -> NoReturn:
+        self._broken = True
+        raise RecordFlood("too many TLS records without data")
 
     async def _feed(self, limit: int) -> None:
         if self._records.has_more:
@@ -177,12 +182,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._feed_nowait(data)
 
     def _feed_nowait(self, data: bytes | bytearray) -> None:
+        self._needs_input = False
         if data:
             self.has_received = True
             self._records.put(data)
-            self._feed_records()
+            self._incoming.write(self._records.take())
         else:
-            self._needs_input = False
             self.has_ended = True
             self._incoming.write_eof()
 
@@ -193,21 +198,15 @@ class TlsStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._start_sending()
         try:
-            self._check_sendable()
-            await self._send_pieces(memoryview(data))
+            if self._eof_sent:
+                self._raise_closed()
+            if not (view := memoryview(data)):
+                await trio.lowlevel.checkpoint()
+            for start in range(0, len(view), _SEND_PIECE):
+                self._encrypt(view[start : start + _SEND_PIECE])
+                await self._flush()
         finally:
             self._sending = False
-
-    def _check_sendable(self) -> None:
-        if self._eof_sent:
-            raise trio.ClosedResourceError("the end was already sent on this TLS stream")
-
-    async def _send_pieces(self, view: memoryview) -> None:
-        if not view:
-            await trio.lowlevel.checkpoint()
-        for start in range(0, len(view), _SEND_PIECE):
-            self._encrypt(view[start : start + _SEND_PIECE])
-            await self._flush()
 
     def _encrypt(self, view: memoryview) -> None:
         try:
@@ -239,13 +238,14 @@ class TlsStream(trio.abc.HalfCloseableStream):
     def _check_can_send(self) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this TLS stream")
-        self._check_open()
+        if self._closed:
+            self._raise_closed()
         if self._broken:
             raise trio.BrokenResourceError("this TLS stream is broken")
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this TLS stream is closed")
+    def _raise_closed(self) -> NoReturn:
+        why = "this TLS stream is closed" if self._closed else "the end was already sent on this TLS stream"
+        raise trio.ClosedResourceError(why)
 
     async def send_eof(self) -> None:
         self._start_sending()
@@ -274,11 +274,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         cancelled = trio.current_effective_deadline() == -float("inf")
         graceful = not (cancelled or self._broken or self._sending or self._eof_sent)
         self._closed = True
+        gone = trio.BrokenResourceError, trio.ClosedResourceError
         try:
             if graceful:
-                await self._send_close_notify()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the peer is gone already
+                with contextlib.suppress(*gone), trio.move_on_after(_CLOSE_NOTIFY_SECONDS):
+                    self._write_close_notify()
+                    await self._flush()
         finally:
             await self.transport.aclose()
 
@@ -287,11 +288,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closed = True
         if isinstance(self.transport, SocketStream):
             self.transport.abort()
-
-    async def _send_close_notify(self) -> None:
-        self._write_close_notify()
-        with trio.move_on_after(_CLOSE_NOTIFY_SECONDS):
-            await self._flush()
 
 
 class SocketTlsStream(TlsStream, NowaitStream):
@@ -320,16 +316,19 @@ class SocketTlsStream(TlsStream, NowaitStream):
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Return bytes, ``b""`` at the end, None if there are none yet. Raises as ``receive_some``."""
-        self._check_open()
-        while not (data := self._take(max_bytes)) and not self._eof_received:
+        if self._closed:
+            self._raise_closed()
+        while True:
+            if self._decrypted or self._eof_received or not self._needs_input:
+                data = self._take(max_bytes)
+                if data or self._eof_received:
+                    return data
             if self._records.has_more:
                 self._feed_records()
-                continue
-            encrypted = self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))
-            if encrypted is None:
+            elif (encrypted := self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))) is None:
                 return None
-            self._feed_nowait(encrypted)
-        return data
+            else:
+                self._feed_nowait(encrypted)
 
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` may have an answer."""
@@ -344,8 +343,9 @@ class SocketTlsStream(TlsStream, NowaitStream):
         return self._socket.room
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> bool:
-        self._check_can_send()
-        self._check_sendable()
+        if self._sending or self._closed or self._broken or self._eof_sent:
+            self._check_can_send()
+            self._raise_closed()
         return self._put_pieces(memoryview(data))
 
     def _put_pieces(self, view: memoryview) -> bool:

@@ -22,40 +22,24 @@ _HEAD_BYTES = 5
 class RecordMeter:
     """The received records of one connection, from its first byte."""
 
-    __slots__ = ("_arrived", "_empty_records", "_head", "_record_left")
+    __slots__ = ("_arrived", "_head", "_record_left", "empty_records", "has_more")
 
     def __init__(self) -> None:
+        self.has_more = False
+        """Whether ``take`` has bytes."""
         self._arrived = memoryview(b"")  # and not taken yet
         self._record_left = 0  # missing bytes of the present record
         self._head = b""  # the start of a head
-        self._empty_records = 0
-
-    @property
-    def has_more(self) -> bool:
-        """Whether ``take`` has bytes."""
-        return bool(self._arrived)
-
-    @property
-    def is_flooded(self) -> bool:
-        """Whether too many records in a row had no data."""
-        return self._empty_records > MAX_EMPTY_RECORDS
+        self.empty_records = 0
+        """Records in a row without data. The caller sets it to 0 when it reads data."""
 
     def put(self, data: bytes | bytearray) -> None:
         """Add bytes that arrived. Do not call this while ``has_more``."""
         self._arrived = memoryview(data)
+        self.has_more = True
 
     def take(self) -> memoryview:
         """Return the next piece, of at most ``MAX_RECORDS`` records."""
-        end = self._piece_end()
-        piece, self._arrived = self._arrived[:end], self._arrived[end:]
-        return piece
-
-    def note_data(self) -> None:
-        """Note that a record had data."""
-        self._empty_records = 0
-
-    def _piece_end(self) -> int:
-        """Return the end of a piece with at most ``MAX_RECORDS`` heads."""
         data, at, count = self._arrived, self._record_left, 0
         size = len(data)
         while at < size and count < MAX_RECORDS:
@@ -72,7 +56,9 @@ class RecordMeter:
             at += self._head[3] << 8 | self._head[4]
             self._head = b""
             count += 1
-        self._empty_records += count
+        self.empty_records += count
         end = min(at, size)
         self._record_left = at - end
-        return end
+        self._arrived = data[end:]
+        self.has_more = end < size
+        return data[:end]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
@@ -46,13 +46,17 @@ class TunnelStream(NowaitStream):
 
     def __init__(self, mux: StreamState, session_id: str, on_closed: Callable[[TunnelStream], None]) -> None:
         self._mux = mux
+        request = mux.request
+        self.target, self.user, self.entrance = request.target, request.user, request.entrance
+        self.target_tls = request.target_tls
+        """Whether the server asks the agent to speak TLS to a target that is an https service."""
         self._session_id = session_id
         self._on_closed = on_closed
         self._closed = False
         self.was_reset_here = False  # by ``reset``, before any close
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
-        self._answered: trio.Event | None = None  # made by a task in ``wait_opened``
+        self._dialling: trio.CancelScope | None = None  # of a task in ``wait_opened``
         self._peer_gone_scope: trio.CancelScope | None = None
         self._reset_scope: trio.CancelScope | None = None
         self._reader: Callable[[], None] | None = None
@@ -71,23 +75,6 @@ class TunnelStream(NowaitStream):
     def open_sent(self) -> bool:
         """Whether the open has entered a packet. Before that the peer never learns of the stream."""
         return self._mux.number > 0
-
-    @property
-    def target(self) -> str:
-        return self._mux.request.target
-
-    @property
-    def user(self) -> str:
-        return self._mux.request.user
-
-    @property
-    def entrance(self) -> str:
-        return self._mux.request.entrance
-
-    @property
-    def target_tls(self) -> bool:
-        """Whether the server asks the agent to speak TLS to a target that is an https service."""
-        return self._mux.request.target_tls
 
     @property
     def address(self) -> str:
@@ -112,31 +99,31 @@ class TunnelStream(NowaitStream):
 
     # Opening.
 
-    async def wait_opened(self) -> None:
-        """Wait until the peer has dialled. Raises ``Refused``. Cancellation leaves the stream unchanged."""
-        await trio.lowlevel.checkpoint()
-        while not self._mux.opened:
-            self._raise_refusal()
-            if self._mux.recv_reset:
-                raise Refused(self._mux.reset_reason or Reason.SESSION_LOST, self._mux.reset_detail)
-            if self._answered is None:
-                self._answered = trio.Event()
-            await self._answered.wait()
+    async def wait_opened(self, wait_left: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
+        """Wait until the peer has dialled, or until ``wait_left`` returns because the user has left.
+
+        Raises ``Refused``. Cancellation leaves the stream unchanged.
+        """
+        mux = self._mux
+        if mux.opened or mux.recv_reset:
+            await trio.lowlevel.checkpoint()
+        else:
+            with trio.CancelScope() as self._dialling:
+                await wait_left()
+            self._dialling = None
+        if not mux.opened:
+            raise self._why_not_opened()
 
     def check(self) -> None:
         """Raise ``StreamReset`` if the peer reset its half."""
         if self._mux.recv_reset:
             self._raise_broken()
 
-    @contextmanager
-    def cancel_on_reset(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Cancel ``scope`` if the peer resets its half during the block, even while no task reads."""
+    def cancel_on_reset(self, scope: trio.CancelScope) -> None:
+        """Cancel ``scope`` when the peer resets its half, even while no task reads."""
         self._reset_scope = scope
-        self._on_writable()
-        try:
-            yield
-        finally:
-            self._reset_scope = None
+        if self._mux.recv_reset:
+            scope.cancel()
 
     @contextmanager
     def cancel_on_peer_gone(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -185,12 +172,12 @@ class TunnelStream(NowaitStream):
         return None if mux.recv.size is None else b""
 
     def set_reader(self, reader: Callable[[], None] | None) -> None:
-        """Call ``reader`` now and whenever more arrives, so that it calls ``receive_nowait``. None ends that.
+        """Call ``reader`` whenever there is something for ``receive_nowait`` to return. None ends that.
 
         The session's own step calls ``reader``, so it must not block or raise.
         """
         self._reader = reader
-        if reader is not None:
+        if reader is not None and self._is_readable():
             reader()
 
     @property
@@ -352,9 +339,12 @@ class TunnelStream(NowaitStream):
             self._on_writable()
             self._on_closed(self)
 
-    def _raise_refusal(self) -> None:
-        if self._mux.refusal is not None:
-            raise Refused(self._mux.refusal.reason, self._mux.refusal.detail)
+    def _why_not_opened(self) -> Refused:
+        mux = self._mux
+        if mux.refusal is not None:
+            return Refused(mux.refusal.reason, mux.refusal.detail)
+        reason = mux.reset_reason or Reason.SESSION_LOST
+        return Refused(reason, mux.reset_detail) if mux.recv_reset else Refused(Reason.USER_LEFT)
 
     def _raise_broken(self) -> NoReturn:
         mux = self._mux
@@ -393,6 +383,5 @@ class TunnelStream(NowaitStream):
             self._reset_scope.cancel()
         if self._peer_gone_scope is not None and (mux.send_reset or mux.recv_reset):
             self._peer_gone_scope.cancel()
-        if self._answered is not None:
-            self._answered.set()
-            self._answered = None
+        if self._dialling is not None and (mux.opened or mux.recv_reset):
+            self._dialling.cancel()

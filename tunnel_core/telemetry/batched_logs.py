@@ -44,12 +44,13 @@ class _Batches:
 
     def hold(self, line: Line) -> bool:
         """Hold ``line`` for the next batch; return False if the caller must write it at once."""
-        if line.level >= logging.WARNING or not self.is_writer_thread:
+        if line.level >= logging.WARNING or threading.get_ident() != self._thread:
             return False
         self._lines.append(line)
         if len(self._lines) >= _MOST_LINES:
             self.write()
-        self.note_lines()
+        if not self._has_lines.is_set():
+            self._has_lines.set()
         return True
 
     @property

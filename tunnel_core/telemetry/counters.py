@@ -121,11 +121,17 @@ class Counters:
 
     def dialled(self, entrance: str, seconds: float) -> None:
         """Count a dial: at the server from ``open`` to ``opened``, at the agent the dial alone."""
-        self.dials.setdefault(entrance_label(entrance), Distribution()).add(seconds)
+        label = entrance_label(entrance)
+        if label not in self.dials:
+            self.dials[label] = Distribution()
+        self.dials[label].add(seconds)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
         """Count the time from the user's first byte to the target's first byte."""
-        self.first_bytes.setdefault(entrance_label(entrance), Distribution()).add(seconds)
+        label = entrance_label(entrance)
+        if label not in self.first_bytes:
+            self.first_bytes[label] = Distribution()
+        self.first_bytes[label].add(seconds)
 
     def snapshot(
         self,

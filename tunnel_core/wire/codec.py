@@ -142,17 +142,19 @@ def _write_pair(parts: _Parts, tag: bytes, frame: tuple[int, int]) -> None:
 
 def _write_by_table(parts: _Parts, frame: Any) -> None:
     message = BY_FRAME[type(frame)]
-    _write_kind(parts, message.number, write_fields(frame, message.fields))
+    _write_kind(parts, SMALL[message.number << 3 | DELIMITED], write_fields(frame, message.fields))
 
 
 def _write_unknown(parts: _Parts, frame: Unknown) -> None:
     """Write an empty frame with that number, as a later version might. Only tests use this."""
-    _write_kind(parts, frame.field, b"")
+    _write_kind(parts, varint(frame.field << 3 | DELIMITED), b"")
 
 
-def _write_kind(parts: _Parts, number: int, body: bytes) -> None:
-    head = varint(number << 3 | DELIMITED) + varint(len(body))
-    parts += b"\x1a", varint(len(head) + len(body)), head, body
+def _write_kind(parts: _Parts, tag: bytes, body: bytes) -> None:
+    size = len(body)
+    head = tag + (SMALL[size] if size < SMALL_END else varint(size))
+    size += len(head)
+    parts += b"\x1a", SMALL[size] if size < SMALL_END else varint(size), head, body
 
 
 _WRITERS: dict[type[Any], Callable[[_Parts, Any], None]] = {

@@ -33,6 +33,7 @@ from tunnel_core.wire.protobuf import (
 
 _LIMITS = Limits()
 _MAX_TEXT = _LIMITS.max_text_bytes
+_UNBOUNDED = 1 << 63
 _CUT = "utf-8", "ignore"
 
 
@@ -40,7 +41,8 @@ _CUT = "utf-8", "ignore"
 class FieldKind:
     """How to write and read fields of one kind. ``max_repeats`` 0: the field does not repeat.
 
-    ``read`` gets the number or the bytes; for a sub-message (``inner``) it gets the list of its values.
+    ``read`` gets the number, or at most ``max_bytes`` bytes. For a sub-message (``inner``) it takes the
+    list of its values.
     """
 
     wire: int
@@ -49,6 +51,7 @@ class FieldKind:
     read: Callable[[Any], Any]
     max_repeats: int = 0
     inner: Fields | None = None
+    max_bytes: int = _UNBOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,7 @@ def _text_to_bytes(text: str, max_bytes: int) -> bytes:
 
 
 def _write_text(text: str) -> bytes:
-    return _text_to_bytes(text, _LIMITS.max_text_bytes)
-
-
-def _read_text(raw: bytes) -> str:
-    return raw.decode() if len(raw) <= _MAX_TEXT else _bounded(raw, _MAX_TEXT).decode()
+    return text.encode() if text.isascii() and len(text) <= _MAX_TEXT else _text_to_bytes(text, _MAX_TEXT)
 
 
 def _write_detail(detail: str) -> bytes:
@@ -100,24 +99,6 @@ def _write_detail(detail: str) -> bytes:
 def _read_detail(raw: bytes) -> str:
     text = raw.decode()
     return text if len(raw) <= _LIMITS.max_detail_bytes else raw[: _LIMITS.max_detail_bytes].decode(*_CUT)
-
-
-def _read_id(raw: bytes) -> bytes:
-    return _bounded(raw, _LIMITS.max_text_bytes)
-
-
-def _read_secret(raw: bytes) -> SessionSecret:
-    return SessionSecret(_bounded(raw, _LIMITS.max_text_bytes))
-
-
-def _read_trust_bundle(raw: bytes) -> bytes:
-    return _bounded(raw, _LIMITS.max_trust_bundle_bytes)
-
-
-def _bounded(raw: bytes, max_bytes: int) -> bytes:
-    if len(raw) > max_bytes:
-        raise WireFormatError(f"a field of {len(raw)} bytes is longer than {max_bytes}")
-    return raw
 
 
 def _write_reason(reason: Reason) -> bytes:
@@ -139,13 +120,15 @@ def _write_number(number: int) -> bytes:
 _NUMBER = FieldKind(VARINT, 0, _write_number, int)
 _FLAG = FieldKind(VARINT, False, varint, bool)
 _REASON = FieldKind(VARINT, reason_from_code(0), _write_reason, _read_reason)
-_TEXT = FieldKind(DELIMITED, "", _write_text, _read_text)
+_TEXT = FieldKind(DELIMITED, "", _write_text, bytes.decode, max_bytes=_MAX_TEXT)
 _DETAIL = FieldKind(DELIMITED, "", _write_detail, _read_detail)
-_ID = FieldKind(DELIMITED, b"", bytes, _read_id)
-_SECRET = FieldKind(DELIMITED, SessionSecret(), bytes, _read_secret)
+_ID = FieldKind(DELIMITED, b"", bytes, bytes, max_bytes=_MAX_TEXT)
+_SECRET = FieldKind(DELIMITED, SessionSecret(), bytes, SessionSecret, max_bytes=_MAX_TEXT)
 _CONTENT = FieldKind(DELIMITED, b"", bytes, bytes)
-_TRUST_BUNDLE = FieldKind(DELIMITED, b"", bytes, _read_trust_bundle)
-_FEATURES = FieldKind(DELIMITED, (), _write_text, _read_text, max_repeats=_LIMITS.max_features)
+_TRUST_BUNDLE = FieldKind(DELIMITED, b"", bytes, bytes, max_bytes=_LIMITS.max_trust_bundle_bytes)
+_FEATURES = FieldKind(
+    DELIMITED, (), _write_text, bytes.decode, max_repeats=_LIMITS.max_features, max_bytes=_MAX_TEXT
+)
 _SERVICE_FIELDS = _numbered(_TEXT, _TEXT, _TEXT)
 _SERVICES = FieldKind(DELIMITED, (), _write_service, Service._make, _LIMITS.max_services, _SERVICE_FIELDS)
 
@@ -207,7 +190,7 @@ def write_fields(values: tuple[Any, ...], fields: Fields) -> bytes:
         if not value:
             continue
         for item in value if kind.max_repeats else (value,):
-            raw = kind.write(item)
+            raw = SMALL[item] if kind is _NUMBER and 0 <= item < SMALL_END else kind.write(item)
             parts.append(SMALL[number << 3 | kind.wire])
             if kind.wire == DELIMITED:
                 size = len(raw)
@@ -247,6 +230,8 @@ def read_fields(data: bytes, i: int, end: int, fields: Fields, budget: FieldBudg
             value, i = rest_of_size(data, i, value)
         raw = data[i : i + value]
         i += value
+        if len(raw) > kind.max_bytes:
+            raise WireFormatError(f"a field of {len(raw)} bytes is longer than {kind.max_bytes}")
         if kind.max_repeats:
             count -= 1
             _read_repeated(position, kind, raw, repeated, budget)

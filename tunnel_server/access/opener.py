@@ -73,9 +73,11 @@ class Opener:
         """
         user_stream = UserStream(self, request)
         self._begin(user_stream, request, early_data)
+        certificate = request.user.certificate
+        watch = self._credential_watch
+        entry = watch.register(certificate, user_stream.revoke) if certificate is not None else None
         try:
-            with self._credential_watch.registered(request.user.certificate, user_stream.revoke):
-                yield user_stream
+            yield user_stream
             await user_stream.stream.aclose()
         except Refused as refused:
             user_stream.fail(refused)
@@ -84,6 +86,8 @@ class Opener:
             user_stream.fail(error)
             raise
         finally:
+            if entry is not None:
+                entry.remove()
             user_stream.record_end()
 
     def _begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> None:
@@ -99,14 +103,13 @@ class Opener:
                 on_opened=user_stream.note_opened,
             )
         except Refused as refused:
-            self.records.not_opened(_facts(request), refused)
+            self.records.not_opened(_facts(request, "", str(request.route.target)), refused)
             raise NotOpened(refused.reason, refused.detail) from None
 
 
-def _facts(request: StreamRequest, stream_id: str = "") -> StreamFacts:
-    route = request.route
+def _facts(request: StreamRequest, stream_id: str, target: str) -> StreamFacts:
     return StreamFacts(
-        stream_id, request.user.name, route.node, str(route.target), request.entrance, request.source
+        stream_id, request.user.name, request.route.node, target, request.entrance, request.source
     )
 
 
@@ -124,16 +127,9 @@ class UserStream:
         self._reason = Reason.DONE
         self._detail = ""
 
-    async def wait_opened(self) -> None:
-        """Wait until the agent has dialled the target.
-
-        Raises ``Refused``: with ``OPEN_TIMEOUT`` if the agent does not answer in time.
-        """
-        await self.stream.wait_opened()
-
     def note_opened(self) -> None:
         """Record that the agent has dialled the target. The session calls this once."""
-        self._opened = _facts(self._request, self.stream.id)
+        self._opened = _facts(self._request, self.stream.id, self.stream.target)
         seconds = trio.current_time() - self._requested_at
         self._opener.records.opened(self._opened, seconds, self.stream.address)
 
@@ -183,7 +179,7 @@ class UserStream:
         """Log the end of the stream, or its refusal if the agent never dialled, and count it."""
         records = self._opener.records
         if self._opened is None:
-            facts = _facts(self._request, self.stream.id)
+            facts = _facts(self._request, self.stream.id, self.stream.target)
             records.not_opened(facts, Refused(self._reason, self._detail))
             return
         records.closed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,7 +43,6 @@ def route_authority(authority: str, directory: Directory, target: str | None = N
     Raises ``Refused`` with ``BAD_REQUEST``, ``UNKNOWN_NODE`` or ``AMBIGUOUS_NAME``.
     """
     host, port = _split(authority)
-    _refuse_address(host)
     node = directory.name_of(host)
     if node is not None:
         return NodeRoute(node, _target(target) if target is not None else Target(host=LOOPBACK, port=port))
@@ -55,11 +55,14 @@ def route_authority(authority: str, directory: Directory, target: str | None = N
     return NodeRoute(owner, Target(service=service))
 
 
+@functools.lru_cache(1024)
 def _split(authority: str) -> tuple[str, int]:
     try:
-        return _host_and_port(authority)
+        host, port = _host_and_port(authority)
     except ValueError as error:
         raise Refused(Reason.BAD_REQUEST, f"the CONNECT authority is not node:port: {error}") from None
+    _refuse_address(host)
+    return host, port
 
 
 def _host_and_port(authority: str) -> tuple[str, int]:

@@ -12,13 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
-import trio
-
 from tunnel_core.http.router import CONNECT, Route, RoutedRequest, Section
-from tunnel_core.http.server import HttpConnection
-from tunnel_core.reasons import Reason, Refused
 from tunnel_server.access.opener import Opener, StreamRequest
 from tunnel_server.access.routing import route_authority, target_header
 from tunnel_server.auth.callers import USER, Caller, UserCaller
@@ -43,35 +37,8 @@ class ConnectEntrance:
         route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
         stream_request = StreamRequest(caller.user, route, ENTRANCE, caller.source)
         async with self._opener.open(stream_request) as user_stream:
-            await wait_unless_user_leaves(http, user_stream.wait_opened)
+            await user_stream.stream.wait_opened(http.wait_left)
             early_bytes = await http.accept_connect()
             if early_bytes:
                 await user_stream.stream.send_all(early_bytes)
             await user_stream.relay(http.stream)
-
-
-async def wait_unless_user_leaves(http: HttpConnection, wait: Callable[[], Awaitable[None]]) -> None:
-    """Run ``wait``, and cancel it if the user breaks the connection.
-
-    Raises the ``Refused`` of ``wait``, or ``Refused(USER_LEFT)``.
-    """
-    ended: Refused | None = Refused(Reason.USER_LEFT)
-
-    async def run() -> None:
-        nonlocal ended
-        try:
-            await wait()
-            ended = None
-        except Refused as refused:
-            ended = refused
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        await http.wait_left()
-        nursery.cancel_scope.cancel()
-    if ended is not None:
-        try:
-            raise ended
-        finally:
-            ended = None  # The traceback refers to this frame. That would keep the connection in a cycle.

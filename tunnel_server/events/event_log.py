@@ -112,7 +112,7 @@ class Events:
         elif len(self._kept) >= self._most:
             self._remove(0)
         self._kept.append(event)
-        self._counts.add(key)
+        self._counts[key] += 1
 
     def _remove(self, index: int) -> None:
         event = self._kept[index]

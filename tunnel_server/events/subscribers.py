@@ -44,7 +44,7 @@ class EventSubscribers:
         if self._waiting[user] >= MAX_OF_USER:
             detail = f"{user} already follows the events {MAX_OF_USER} times; end some, or ask without wait"
             raise Refused(Reason.TOO_MANY_OF_USER, detail)
-        self._waiting.add(user)
+        self._waiting[user] += 1
         try:
             while not self.events.after(last_id, node, 1):
                 await self._news.wait()

@@ -77,10 +77,14 @@ class Ticket:
         if self._unauthenticated and not self.waits:
             self._admission.progressed(self)
 
+    def begin_work(self) -> None:
+        """The connection does not give way until ``progressed``: the server works for it."""
+        self._admission.no_longer_idle(self)
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Keep the connection from giving way inside the block, while the server works for it."""
-        self._admission.no_longer_idle(self)
+        self.begin_work()
         try:
             yield
         finally:
@@ -103,7 +107,8 @@ class Ticket:
 
     def release(self) -> None:
         """Record that the connection is closed."""
-        self.refused()
+        if self._unauthenticated:
+            self.refused()
         if not self._released:
             self._released = True
             self._admission.open_connections -= 1
@@ -156,7 +161,9 @@ class Admission:
         return ticket
 
     def _has_room(self, source: str) -> bool:
-        return self._pending < self._max_unauthenticated and self._is_below_allowance(source)
+        if self._pending >= self._max_unauthenticated:
+            return False
+        return self._unauthenticated[source] < self._allowance(source)
 
     def _allowance(self, source: str) -> int:
         """Return how many connections of this source may be unauthenticated at once."""
@@ -167,7 +174,7 @@ class Admission:
         return self._max_known if is_known else self._max_per_source
 
     def _count(self, ticket: Ticket) -> None:
-        self._unauthenticated.add(ticket.source)
+        self._unauthenticated[ticket.source] += 1
         self._pending += 1
         self.progressed(ticket)
 
@@ -288,7 +295,8 @@ class Admission:
             self._unqueued(source)
             return
         self._uncount(ticket)
-        self._admit_waiting()
+        if self._waiting:
+            self._admit_waiting()
 
     def progressed(self, ticket: Ticket) -> None:
         """Count the connection as idle from now on. For :class:`Ticket`."""

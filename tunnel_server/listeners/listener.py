@@ -149,7 +149,8 @@ class Listener:
                     if error.errno in _EXHAUSTED:
                         await self._pause(error)
                     continue
-                self._note_recovery()
+                if self._exhausted:
+                    self._note_recovery()
                 self._begin(accepted, address, handler, connections)
 
     def _begin(
@@ -205,9 +206,8 @@ class Listener:
         await trio.sleep(_PAUSE_SECONDS)
 
     def _note_recovery(self) -> None:
-        if self._exhausted:
-            self._exhausted = False
-            _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
+        self._exhausted = False
+        _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
 
     async def _serve_one(
         self, stream: SocketStream, accepted: AcceptedConnection, handler: Handler, connections: trio.Nursery

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,21 +123,26 @@ class Turns:
 
     def __init__(self, turns: trio.Lock, ticket: Ticket) -> None:
         self._turns = turns
-        self._steps = iter([ticket.at_work(), ticket.at_work()])
-        self._work: AbstractContextManager[None] = nullcontext()
+        self._ticket = ticket
+        self._steps_left = 2
 
     async def __aenter__(self) -> None:
-        self._work = next(self._steps, nullcontext())
-        self._work.__enter__()
+        if self._steps_left:
+            self._ticket.begin_work()
         try:
             await self._turns.acquire()
         except BaseException:
-            self._work.__exit__(None, None, None)
+            self._end_step()
             raise
 
     async def __aexit__(self, *_: object) -> None:
         self._turns.release()
-        self._work.__exit__(None, None, None)
+        self._end_step()
+
+    def _end_step(self) -> None:
+        if self._steps_left:
+            self._steps_left -= 1
+            self._ticket.progressed()
 
 
 def _has_left(stream: TlsStream) -> bool:

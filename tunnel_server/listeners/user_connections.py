@@ -34,7 +34,7 @@ class UserConnections:
             )
             refused.who = {"user": user}
             raise refused
-        self._open.add(user)
+        self._open[user] += 1
         self._total += 1
 
     def remove(self, user: str) -> None:

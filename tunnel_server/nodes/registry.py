@@ -284,7 +284,11 @@ class Nodes:
 
         Raises ``Refused(AMBIGUOUS_NAME)`` if ``text`` is the name of one node and the alias of another.
         """
-        named, aliased = self._named(text), self.find_alias(text)
+        named = self._attached.get(text) or self._gone.get(text)
+        alias = self._by_alias.get(text)
+        if alias is None or (named is not None and alias == named.name):
+            return named
+        aliased = self._named(alias)
         if named and aliased and named is not aliased:
             raise Refused(
                 Reason.AMBIGUOUS_NAME,
@@ -317,7 +321,7 @@ class Nodes:
         Raises ``Refused`` with ``UNKNOWN_NODE``, ``REVOKED`` or ``NODE_NOT_ATTACHED``; its detail states the
         cause.
         """
-        node = self._named(name)
+        node = self._attached.get(name) or self._gone.get(name)
         if node is None:
             raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, self.nearest(name)))
         if node.session is None:

@@ -59,6 +59,8 @@ _CLAIM_PREFIXES = (b"x-forwarded-", b"x-remote-", b"x-auth-request-", b"x-webaut
 # Headers that are forwarded in this spelling, and removed in any other.
 _FRAMING = frozenset({b"content-length", b"content-type", b"host"})
 _SEPARATOR = re.compile(rb"[^0-9a-z]")
+_OF_A_PAGE = frozenset({b"origin", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site"})
+"""What a browser adds to the request of a page."""
 _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 """Values of ``Sec-Fetch-Dest`` for a document inside another one."""
 # Alt-Svc would point browsers at a port of this server that is not the service's.
@@ -211,6 +213,8 @@ def refuse_cross_site(request: h11.Request) -> None:
     refuses the request. Fetch Metadata (W3C) covers requests without an ``Origin`` or with ``Origin: null``,
     but browsers send it only to https and to ``localhost``.
     """
+    if _OF_A_PAGE.isdisjoint([name for name, _ in request.headers]):
+        return
     site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
     is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
     followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed

@@ -46,10 +46,19 @@ class FakeStream(trio.abc.HalfCloseableStream):
         self.was_reset = trio.Event()
         self.was_closed = False
 
-    async def wait_opened(self) -> None:
-        await self._answered.wait()
+    async def wait_opened(self, wait_left: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_answered, nursery.cancel_scope)
+            await wait_left()
+            nursery.cancel_scope.cancel()
+        if not self._answered.is_set():
+            raise Refused(Reason.USER_LEFT)
         if self._broken is not None:
             raise Refused(self._broken.reason, self._broken.detail)
+
+    async def _cancel_when_answered(self, scope: trio.CancelScope) -> None:
+        await self._answered.wait()
+        scope.cancel()
 
     def opened(self, address: str) -> None:
         self.address = address
