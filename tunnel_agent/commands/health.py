@@ -15,7 +15,7 @@ from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 @click.command("health")
 @click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
 def command(config: Path | None) -> None:
-    """Probe the agent that runs on this machine: exit code 0 if it answers, 1 if not.
+    """Check that the agent on this machine answers: exit code 0 if it does, 1 if not.
 
     For container runtimes and watchdogs. An agent without a link to its server is healthy.
     `qanat-agent status` shows the link.

@@ -239,12 +239,12 @@ def test_a_refresh_moves_a_session_that_is_well() -> None:
     machine.refresh()
     assert machine.poll(100, WELL, 0) == [Start(1, 10)]
     assert machine.poll(100.1, WELL, 0) == []
-    assert machine.welcomed(1, heard(101))
+    assert machine.welcomed(1, received(101))
     machine.moved(101)
     assert machine.poll(101, WELL, 0) == [] and machine.due == math.inf
 
 
-def heard(at: float) -> CarrierStatus:
+def received(at: float) -> CarrierStatus:
     return CarrierStatus(lost=False, silent=False, last_received_at=at, answer_seconds=0.2)
 
 
@@ -263,7 +263,7 @@ def test_an_attempt_that_began_before_is_no_refresh_and_one_for_another_reason_i
     machine = attempts()
     assert machine.poll(100, QUIET, 0) == [Start(1, 10)]
     machine.refresh()
-    assert not machine.welcomed(1, heard(101))
+    assert not machine.welcomed(1, received(101))
     assert machine.poll(101, LOST, 0) == [Start(2, 10)]
     assert machine.welcomed(2, LOST)
     machine.moved(102)

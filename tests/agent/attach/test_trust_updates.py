@@ -26,7 +26,7 @@ LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
 @pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
-def test_roots_that_keep_one_of_ours_are_believed(told: bytes) -> None:
+def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
     assert b"".join(accepted_roots(told, OLD)) == (OLD if told == OLD + OLD else told)
     assert accepted_roots(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 

@@ -93,7 +93,7 @@ def test_no_join_without_the_variables_or_beside_a_bundle(tmp_path: Path) -> Non
         join_at_first_run({"QANAT_SERVER": "localhost:1"}, tmp_path / "absent", None)
 
 
-def test_what_it_is_told_becomes_a_join() -> None:
+def test_the_variables_become_a_join() -> None:
     told = JoinEnvironment.of(
         {"QANAT_SERVER": "s:1", "QANAT_NODE": "n", "QANAT_TOKEN_FILE": "/t", "QANAT_TOKEN": "x"}
     )

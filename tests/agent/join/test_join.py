@@ -186,17 +186,17 @@ async def test_the_token_knows_the_name(cloud: Cloud, tmp_path: Path) -> None:
     assert parse_token(token).made_for == "edge-by-token"
     edge = machine(tmp_path)
     joined = await edge.join(cloud.https, token)
-    assert (joined.code, joined.said["node"]) == (0, "edge-by-token"), joined
-    assert joined.said["findings"][1]["detail"] == "edge-by-token, the token's name"
+    assert (joined.code, joined.report["node"]) == (0, "edge-by-token"), joined
+    assert joined.report["findings"][1]["detail"] == "edge-by-token, the token's name"
     again = await edge.join(cloud.https, await cloud.token("edge-by-token"), "--again")
-    assert (again.code, again.said["node"]) == (0, "edge-by-token"), again
+    assert (again.code, again.report["node"]) == (0, "edge-by-token"), again
 
 
 async def test_a_token_of_an_older_server_names_no_node(cloud: Cloud, tmp_path: Path) -> None:
     token = login_text(parse_token(await cloud.token("older")))
     assert len(token) == 111
     joined = await machine(tmp_path).join(cloud.https, token, "--name", "older")
-    assert (joined.code, joined.said["node"]) == (0, "older")
+    assert (joined.code, joined.report["node"]) == (0, "older")
 
 
 async def test_a_pattern_takes_a_name_that_fits(cloud: Cloud, tmp_path: Path) -> None:
@@ -211,10 +211,10 @@ async def test_a_pattern_takes_a_name_that_fits(cloud: Cloud, tmp_path: Path) ->
     assert (wrong.code, wrong.failure["reason"]) == (3, "token_name_mismatch")
     assert not edge.bundle.exists()
     joined = await edge.join(cloud.https, token, "--name", "plant-1")
-    assert (joined.code, joined.said["node"]) == (0, "plant-1")
+    assert (joined.code, joined.report["node"]) == (0, "plant-1")
     fitting = await cloud.token("", match=f"{host.partition('.')[0]}*", uses=1)
     mine = await machine(tmp_path, "b").join(cloud.https, fitting)
-    assert (mine.code, mine.said["node"]) == (0, host)
+    assert (mine.code, mine.report["node"]) == (0, host)
 
 
 async def test_a_node_that_joins_again_by_a_pattern_keeps_its_name(cloud: Cloud, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ async def test_a_node_that_joins_again_by_a_pattern_keeps_its_name(cloud: Cloud,
     assert (await edge.join(cloud.https, first)).code == 0
     pattern = await cloud.token("", match="again-*", uses=1)
     again = await edge.join(cloud.https, pattern, "--again")
-    assert (again.code, again.said["node"]) == (0, "again-1"), again
+    assert (again.code, again.report["node"]) == (0, "again-1"), again
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ async def test_a_configuration_that_is_there_stays(cloud: Cloud, tmp_path: Path)
     assert joined.code == 0
     assert edge.config.read_text() == text
     assert (edge.folder / "other.pem").exists()
-    assert '"localhost:22"' in joined.said["notes"][0]
+    assert '"localhost:22"' in joined.report["notes"][0]
 
 
 async def test_a_fault_of_the_request_is_reported_before_anything_else(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ async def test_a_target_that_does_not_answer_names_no_file_that_is_not_there(
     allow = ["--allow", "localhost:1", "--service", "web=http://localhost:2"]
     joined = await edge.join(cloud.https, await cloud.token("edge1"), *allow)
     assert joined.code == 0
-    skipped = [one for one in joined.said["findings"] if one["verdict"] == "skip"]
+    skipped = [one for one in joined.report["findings"] if one["verdict"] == "skip"]
     assert len(skipped) == 2
     for one in skipped:
         assert f"in {edge.config}, which this join writes" in one["fix"], one
@@ -261,7 +261,7 @@ async def test_joining_twice(cloud: Cloud, tmp_path: Path) -> None:
     assert (await edge.join(cloud.https, token)).code == 0
     bundle = edge.bundle.read_bytes()
     same = await edge.join(cloud.https, token)
-    assert (same.code, same.said["findings"][0]["step"]) == (0, "node")
+    assert (same.code, same.report["findings"][0]["step"]) == (0, "node")
     other = await edge.join(cloud.https, await cloud.token("edge2"), "--name", "edge2")
     assert (other.code, other.failure["step"]) == (2, "node")
     assert "has joined as edge1" in other.failure["detail"] and "--again" in other.failure["fix"]

@@ -13,12 +13,12 @@ from tunnel_core.reasons import Reason
 from tunnel_core.session.state import Loss, SessionEvent, SessionState
 
 
-def told(state: AgentState) -> dict[str, Any]:
+def report(state: AgentState) -> dict[str, Any]:
     return as_json(status_of(state, SERVICES, ()))
 
 
 def line(state: AgentState) -> str:
-    return next(line for line in _lines(told(state)) if line.startswith("link ")).split(maxsplit=1)[1]
+    return next(line for line in _lines(report(state)) if line.startswith("link ")).split(maxsplit=1)[1]
 
 
 def kinds(state: AgentState) -> list[str]:
@@ -47,15 +47,15 @@ def test_an_agent_is_away_until_it_attached_once() -> None:
     state = state_of(clock)
     clock.now += 5
     assert line(state) == "away for 5 s (not attached yet); attaching, server a:7001"
-    assert not _is_attached(told(state))
+    assert not _is_attached(report(state))
     assert kinds(state) == []
 
 
 def test_attached() -> None:
     state = state_of(Clock(), FakeLink())
     assert line(state) == "attached for 0 s, server a:7001"
-    assert _is_attached(told(state))
-    assert told(state)["link"]["round_trip_seconds"] == 0.0234
+    assert _is_attached(report(state))
+    assert report(state)["link"]["round_trip_seconds"] == 0.0234
     assert kinds(state) == ["attached"]
 
 
@@ -65,7 +65,7 @@ def test_degraded_is_attached_and_shows_the_cause() -> None:
     enter(state, SessionState.DEGRADED)
     clock.now += 3
     assert line(state) == "degraded for 3 s (the server did not acknowledge a packet in time), server a:7001"
-    assert _is_attached(told(state))
+    assert _is_attached(report(state))
     assert "has answered late for 3 s" in page_of(state)
     enter(state, SessionState.ATTACHED)
     assert kinds(state) == ["attached", "degraded", "attached"]
@@ -77,8 +77,8 @@ def test_in_grace_shows_the_start_the_cause_and_the_time_left() -> None:
         "in grace since 2023-11-14 22:14:20Z (carrier_lost: connection reset), server a:7001; "
         "streams wait 1 min 52 s more"
     )
-    assert not _is_attached(told(state))
-    assert told(state)["link"]["grace_seconds_left"] == 112
+    assert not _is_attached(report(state))
+    assert report(state)["link"]["grace_seconds_left"] == 112
     page = page_of(state)
     assert "was lost 8 s ago (carrier_lost: connection reset); streams wait 1 min 52 s more" in page
     assert ">in grace</span>" in page
@@ -94,7 +94,7 @@ def test_back_from_grace_is_resumed() -> None:
     state = in_grace(Clock())
     enter(state, SessionState.ATTACHED, SessionEvent.RESUMED)
     assert kinds(state) == ["resumed", "grace", "attached"]
-    assert told(state)["link"]["grace_seconds_left"] is None
+    assert report(state)["link"]["grace_seconds_left"] is None
     assert "resumed" in page_of(state)
 
 
@@ -107,7 +107,7 @@ def test_away_shows_the_cause() -> None:
     why = "ping_timeout: 2 pings were not answered"
     assert line(state) == f"away for 3 s ({why}); next attempt in 9 s"
     assert f"away for 3 s ({why}); the next attempt is in 9 s" in page_of(state)
-    assert not _is_attached(told(state))
+    assert not _is_attached(report(state))
 
 
 def test_a_degraded_link_that_recovers_is_shown_as_attached() -> None:
@@ -139,7 +139,7 @@ def test_a_stopping_agent_is_no_longer_attached() -> None:
     state = state_of(Clock(), FakeLink())
     state.stopping()
     assert line(state) == "stopping, server a:7001"
-    assert not _is_attached(told(state))
+    assert not _is_attached(report(state))
 
 
 def test_events_are_listed_newest_first_and_bounded() -> None:
@@ -174,7 +174,7 @@ def test_reasons_of_others_become_no_markup() -> None:
 
 def test_the_command_prints_the_events() -> None:
     state = in_grace(Clock())
-    printed = [text for text in _lines(told(state)) if text.startswith("event")]
+    printed = [text for text in _lines(report(state)) if text.startswith("event")]
     assert printed == [
         "event     2023-11-14 22:14:20Z grace carrier_lost connection reset",
         "event     2023-11-14 22:13:20Z attached",

@@ -429,7 +429,7 @@ async def test_ambiguous_framing_is_refused_and_ends_the_connection(request_byte
     assert b"connection: close" in answer.lower()
 
 
-async def test_a_tls_handshake_at_a_plain_port_is_told_so(autojump_clock: MockClock) -> None:
+async def test_a_tls_handshake_at_a_plain_port_gets_a_message(autojump_clock: MockClock) -> None:
     assert b"this port uses plain HTTP" in await talk(b"\x16\x03\x01\x02\x00", eof=False)
 
 

@@ -147,6 +147,6 @@ def test_its_help_is_the_command_lines(side: str) -> None:
     program = f"from tunnel_{side}.entry import entry_point; entry_point()"
     command = [sys.executable, "-c", program, "health"]
     ran = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=30)  # noqa: S603
-    assert (ran.returncode, "exit code 0 if so" in ran.stdout) == (0, True)
+    assert (ran.returncode, "exit code 0 if it does" in ran.stdout) == (0, True)
     wrong = subprocess.run([*command, "--wrong"], capture_output=True, text=True, timeout=30)  # noqa: S603
     assert (wrong.returncode, "No such option" in wrong.stderr) == (2, True)

@@ -121,7 +121,7 @@ class TestFaults:
     async def test_an_internal_error_while_sending_ends_only_that_link(self, pair: LinkPair) -> None:
         near, far = await pair.streams()
         assert pair.server._protocol is not None
-        pair.server._protocol._unnumbered.append(Ping(-1))  # no varint can say that
+        pair.server._protocol._unnumbered.append(Ping(-1))  # no varint has this form
         pair.carriers[0].wake()
         with trio.fail_after(5):
             await pair.server.wait_given_up()

@@ -284,5 +284,5 @@ async def test_the_kernel_probes_as_often_as_configured() -> None:
     near.close_nowait()
     far.close_nowait()
     for end in unix_pair():
-        end.probe_peer_every(CHECK_SECONDS)  # a unix socket shows it without being asked
+        end.probe_peer_every(CHECK_SECONDS)  # a unix socket shows a close without a probe
         end.close_nowait()

@@ -33,7 +33,7 @@ async def test_each_event_is_kept_once_and_a_takeover_is_audited(tmp_path: Path)
         assert [event.kind for event in await store.events()] == [
             *(EventKind.ATTACHED, EventKind.TAKEN_OVER, EventKind.DUPLICATE)
         ]
-        await store.add_events([])  # behind the lines of the audit, which nobody waits for
+        await store.add_events([])  # behind the lines of the audit, for which no caller waits
         lines = await store.audit(AuditQuery())
         assert [(line["kind"], line["node"], line["detail"]) for line in lines] == [
             ("takeover", "edge1", "taken_over: from 192.0.2.1"),

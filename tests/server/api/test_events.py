@@ -134,6 +134,6 @@ def test_invalid_queries_are_refused(query: str, said: str) -> None:
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
-def test_what_is_empty_is_not_asked() -> None:
+def test_an_empty_parameter_is_ignored() -> None:
     assert parse_query("node=&after=&wait=") == parse_query("") == EventsQuery()
     assert parse_query("node=a%20b&after=0&wait=inf") == EventsQuery("a b", 0, 30.0)

@@ -39,13 +39,13 @@ def test_an_empty_folder_gets_all_that_init_makes_and_only_once(home: Path, tmp_
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
-def test_nothing_is_made_untold(home: Path) -> None:
+def test_nothing_is_made_without_the_variables(home: Path) -> None:
     assert install_if_requested({}, home / "server.toml") is None
     assert install_if_requested({"QANAT_INIT_NAME": " ,"}, home / "server.toml") is None
     assert not home.exists()
 
 
-def test_one_that_was_broken_off_is_made_anew(home: Path) -> None:
+def test_an_unfinished_init_is_repeated(home: Path) -> None:
     install_if_requested(TOLD, home / "server.toml")
     (home / "init.unfinished").write_text("[]")
     with pytest.raises(CommandError, match="because these exist"):

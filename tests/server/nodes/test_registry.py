@@ -199,7 +199,7 @@ def test_a_replaced_run_that_comes_back_is_a_second_agent(
     assert try_attach(nodes, b"host", b"a") is None
     [node] = nodes.all()
     assert nodes.is_duplicate(node) and node.session is second and not second.ended
-    # A supervisor that restarts the refused one does not begin the fight again.
+    # A supervisor that restarts the refused agent does not begin the contest again.
     clock.seconds += 60
     assert try_attach(nodes, b"host", b"a2") is None
     second.state = SessionState.GRACE  # the second one was killed

@@ -130,7 +130,7 @@ async def test_a_chain_stays_connected_when_rows_in_its_middle_are_forgotten(tmp
         assert len(kept) == 1 + 182
         assert kept[1]["renewed_from"] == "first"
         descendants = (await store.revoke(Revokes.SERIAL, "first", "uid-0")).descendants
-        assert descendants == ("c5f", "c6f", "c7f")  # those that hold, and one that ended within a day
+        assert descendants == ("c5f", "c6f", "c7f")  # those that are valid, and one that ended within a day
 
 
 # How long a renewal may hold.

@@ -142,12 +142,12 @@ class Outcome:
     """The result of a join with ``--json``."""
 
     code: int
-    said: dict[str, Any]
+    report: dict[str, Any]
 
     @property
     def failure(self) -> dict[str, Any]:
         """The failed check. It is the last one, and no check before it failed."""
-        findings = self.said["findings"]
+        findings = self.report["findings"]
         assert [one["verdict"] for one in findings[:-1]].count("fail") == 0, findings
         assert findings[-1]["verdict"] == "fail", findings
         return dict(findings[-1])
