@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 BACK_DATED = timedelta(hours=1)
 """Edge clocks run late; a certificate must hold for a node whose clock is behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
+"""Part of the life at which a certificate is renewed, and the random spread to either side: 0.6 to 0.73. A
+fleet must not come back at once."""
 _LATE_AT = 4 / 5
 """Of a certificate's life. Programs renew theirs at two thirds, so then something is wrong; a person, whose
 certificate nobody renews, is reminded."""

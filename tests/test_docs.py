@@ -264,11 +264,17 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
     assert len(written) == len(made)
 
 
-@pytest.mark.parametrize("page", ["environment", "commands"])
+@pytest.mark.parametrize("page", ["environment", "commands", "limits"])
 def test_a_page_is_what_the_code_makes(page: str) -> None:
     script = [sys.executable, f"docs/{page}.py", "--check"]
     made = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - our own script
     assert made.returncode == 0, made.stderr
+
+
+def test_the_reasons_of_the_limits_exist() -> None:
+    named = set(re.findall(r"\(`(\w+)`\)", text_of(ROOT / "docs/limits.md")))
+    assert len(named) > 10
+    assert named <= {reason.word for reason in Reason}
 
 
 # Metrics.

@@ -41,8 +41,8 @@ _LEAST_DIAL_SECONDS = 0.1
 _PROBE_SECONDS, _PROBE_PAUSE_SECONDS = 15.0, 1.0
 """A probe that comes too early for the node's budget waits at most so long: one attach is due every 5 s."""
 _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
-"""How long a hello waits for its answer. The dial before it took three round trips, so four of it are
-twelve; a way that has ended since then must not hold one of the two attempts for longer."""
+"""Time for which a hello waits for its answer. The dial before it took three round trips, so four times the
+dial are twelve. A path that broke since then must not hold one of the two attempts for longer."""
 
 
 @dataclass(slots=True)

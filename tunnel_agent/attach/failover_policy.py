@@ -39,16 +39,19 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 QUICK_SECONDS = 30.0
-"""How long trouble counts as young."""
+"""Time for which trouble is young, with quick attempts."""
 CALM_SECONDS = 30.0
 """Without trouble for so long, the next one is a new one."""
 _MEAN_CHANCE = 0.5
 _AT_ONCE = 2
+"""Attempts to move or resume a session that are under way at once."""
 _ROUTE_SECONDS = 5.0
+"""Time between two attempts for a changed route."""
 _FIRST_WINDOW_SECONDS = 2.0
 _REFRESH_FIRST_SECONDS, _REFRESH_LAST_SECONDS = 2.0, 60.0
 _DROWNING_SECONDS = 10.0
-"""Between two attempts beside a carrier that still brings something, and from a move to the next of them."""
+"""Time between two attempts beside a carrier that still delivers something, and from a move to the next
+attempt."""
 
 
 class Start(NamedTuple):

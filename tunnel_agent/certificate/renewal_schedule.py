@@ -20,7 +20,9 @@ from certs.life import ValidityPeriod
 LOOK_SECONDS = 5.0
 """How often the clock and the file are looked at: some ten microseconds of work."""
 _FIRST_PART, _LAST_PART = 200, 20
+"""First and longest wait after a failed renewal, as parts of the life: many tries before the end."""
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
+"""Bounds of that wait."""
 _HOPELESS_SECONDS = 300.0
 
 

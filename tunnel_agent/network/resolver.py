@@ -20,9 +20,10 @@ import trio
 MAX_TARGET_LOOKUPS = 64
 """Names of targets that are looked up at once, a thread each."""
 _MAX_LOOKUPS = 16
-"""Two attempts a second and a half apart, over the half minute for which a silent DNS holds a thread."""
+"""Names of servers and proxies that are looked up at once, a thread each: two attempts a second and a half
+apart, over the half minute for which a silent DNS holds a thread."""
 _MAX_ADDRESSES = 8
-"""Of one server or proxy. All share the time of one attempt."""
+"""Addresses of one server or proxy. All share the time of one attempt."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """A host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""

@@ -24,7 +24,8 @@ entrance of this name. Version 0.3.0 removes this constant and its use: agents u
 versions more."""
 
 _LINE_SECONDS = 60.0
-"""Between two lines about refusals of one kind, in the end: a server may ask for what is refused for days."""
+"""Longest time between two lines about refusals of one kind. A server that was taken over may ask for days
+for what is refused."""
 
 
 class Serving:

@@ -41,35 +41,44 @@ from tunnel_core.congestion.rate_estimator import RateEstimator, Sample
 from tunnel_core.limits import KIB, MIB, Limits
 
 _FIRST_LIMIT = 8 * KIB
-"""Less than TCP's own first window (RFC 6928), because it leaves as a burst: a queue of eight segments holds
-it. A carrier that loses its first packets is slow for many round trips."""
+"""Bytes in flight on a new carrier. Less than TCP's own first window (RFC 6928), because they leave as a
+burst: a queue of eight segments holds it. A carrier that loses its first packets is slow for many round
+trips."""
 _LEAST_LIMIT = 16 * KIB
-"""Twelve of the smallest packets: fewer make no stream of confirmations."""
+"""Bytes in flight at least: twelve of the smallest packets. Fewer make no stream of acknowledgements."""
 _LEAST_PROBE_RTT_LIMIT = 4 * KIB
 _LEAST_PACKET, _LEAST_NEAR_PACKET = 1280, 2 * KIB
-"""With its headers one segment: TCP counts segments, and part of one takes as much of its window. On short
-paths what counts is the price of a packet."""
+"""Bytes of the smallest packet of bulk: with its headers one segment. TCP counts segments, and part of one
+takes as much of its window. On short paths the price of a packet counts."""
 _QUICK_PACKETS = 2
-"""How far quick bytes may be ahead of limit and pace: keystrokes are, many uploads that begin at once not."""
+"""Packets by which quick bytes may exceed limit and pace. Keystrokes fit; many uploads that begin at once do
+not."""
 _PACKET_SECONDS = 0.004
-"""A keystroke may find one packet before it."""
+"""Time that one packet takes at the rate of the link. A keystroke may find one packet before it."""
 _FAST_PACKET_SECONDS = 0.01
-"""Where a packet's price is the program's time: a busy one would make more of them, and be busier."""
+"""The same on a fast link, where a packet costs the program's time: a busy program would make more packets,
+and be busier."""
 _ASK_SECONDS = 0.006
-"""Between confirmations that are asked for: 170 a second at most, 1-2 % of a CPU and of a slow way back."""
+"""Time between acknowledgements that the sender asks for: 170 a second at most, 1-2 % of a CPU and of a slow
+way back."""
 _LEAST_ASK = 4 * KIB
-"""16 ms of 2 Mbit/s, where a bare confirmation is 3 % of what it confirms."""
+"""Bytes between them at least: 16 ms of 2 Mbit/s, where a bare acknowledgement is 3 % of what it
+acknowledges."""
 _FIRST_ASK = 1 * KIB
 """Until a carrier has got going the first packet of bulk asks: what is known of the path holds a delay."""
 _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
 """On short paths, while so little is under way, those between two samples are not counted."""
 _SLACK_SECONDS = 0.005
+"""Time that bytes in flight may wait below this program, because what waits there cannot be overtaken."""
 _SLACK_SHARE = 1 / 30
-"""Of the path: jitter and the error of its estimate grow with it."""
+"""Part of the path that is added to the slack, because jitter and the error of the estimate grow with the
+path."""
 _FAST_SLACK_SECONDS = 0.045
-"""More where no modem is below: a scheduler's stalls are the jitter there, and memory the price."""
+"""Time that is added to the slack where no modem is below: there the stalls of a scheduler are the jitter,
+and memory is the price."""
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
+"""Rates in bytes a second between which the slack grows from the small one to the large one."""
 _RIVAL_GAIN = 1.75
 """Beyond the path. With 0.5 TCP's window was at times not filled: our share beside cubic was 0.35."""
 _PROBE_RTT_SHARE, _RIVAL_PROBE_RTT_SHARE = 0.75, 1.0
@@ -86,7 +95,7 @@ _RATE_ROUNDS = 10
 _PACE, _RIVAL_PACE = 1.05, 1.25
 """Just above the limit over the path, where the rate is not known or is not what counts."""
 _PACE_AIM = 1 / 2
-"""Of the slack: what pacing lets wait."""
+"""Part of the slack for which paced packets wait."""
 _LEAST_PACE = 0.8
 """Of the rate: a queue drains no faster, or one late packet would stop all."""
 

@@ -16,9 +16,13 @@ from __future__ import annotations
 import math
 
 _STARTUP_GAIN = 1.0
+"""Growth in a round trip on a new carrier, as a part of the rate: it doubles. Too much is seen a round trip
+later."""
 _PROBE_GAIN = 0.25
+"""Growth in a round trip well below the rate that is known, as a part of the rate."""
 _PROBE_SECONDS = 0.010
-"""What a gentle step may leave waiting. With 20 ms a queue of 50 lost one segment in each growth."""
+"""Time that the bytes of a gentle step of growth may wait. With 20 ms a queue of 50 ms lost one segment in
+each growth."""
 _MOST_PROBE_SECONDS = 0.030
 _GROWTH = 1.25
 """Less in a round trip is no growth any more (BBR)."""

@@ -16,7 +16,8 @@ READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
 """Bytes taken from a user before the answer; the initial credit of a stream, which carries them."""
 _LOOK_SECONDS = 1.0
-"""How often a connection is checked of which nothing is read while its answer is awaited."""
+"""Time between two checks of a connection from which nothing is read while its answer is awaited. The end of
+input is no break, and hides one."""
 
 
 class Body(AsyncIterator[bytes]):

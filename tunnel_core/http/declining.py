@@ -28,7 +28,7 @@ Decline: TypeAlias = Callable[[SocketStream, Refused], Awaitable[None]]
 MAX_DECLINING = 64
 """Refused connections of one listener that are being answered at once."""
 _SECONDS = 10.0
-"""For one answer and its close; an upload may be under way."""
+"""Time for one answer to a refused connection and its close. An upload may be under way."""
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _OVERLOADED = bytes(
     [21, 3, 3, 0, 2, 2, 80]

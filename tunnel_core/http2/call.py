@@ -35,9 +35,10 @@ _REFILL_BYTES = 1 * MIB
 _LARGEST_FRAME = 4 * MIB
 _LARGEST_CONTROL = 16 * KIB
 _LARGEST_BLOCK = 4 * KIB
-"""A call's headers have about 300 bytes."""
+"""Bytes of the header block of a call. About 300 are needed."""
 _LARGEST_HEADERS = 16 * KIB
-"""Names and values of a decoded block, because HPACK can name a long value by one byte again and again."""
+"""Bytes of names and values of the decoded block, because HPACK can name a long value by one byte again and
+again."""
 _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME = 16 * KIB
 _HEAD_BYTES = 9

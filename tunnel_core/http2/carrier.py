@@ -35,11 +35,11 @@ _TURN_SECONDS = 0.002
 _BURST = 1 * MIB
 """Bytes that one connection may send before it lets others run."""
 _EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
-"""Of messages that wait for a port."""
+"""Bytes and messages that wait until the carrier has its port: a hello."""
 _CROWD_SECONDS = 0.0003
 """A packet so soon after another one is probably one of many: a lone echo takes twice as long."""
 _CALL_SECONDS = 10.0
-"""From the end of the handshake to the call."""
+"""Time from the end of the handshake to the call."""
 _ABORT_SECONDS = 0.25
 _STOP_SECONDS = 5.0
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)

@@ -33,6 +33,7 @@ _HELLO_LOOKS = 2
 """Two waits of half the time each: the second one gives a program that was paused itself time to read."""
 _TOO_EARLY = Malformed("more bytes came than an attach needs")
 _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
+"""Bytes that a server may send before the agent's ``use``: the welcome has the roots."""
 
 
 class CarriedSession(CarrierPort, Protocol):

@@ -27,9 +27,10 @@ _CONFIRM_SECONDS = 1.0
 """Between the check that finds a silence and the one that confirms it."""
 _MOMENT_SECONDS = 0.5
 _MOST_PINGS = 32
-"""Unanswered at a time."""
+"""Unanswered pings that are remembered: enough for the longest silence that a session waits for."""
 _MOST_ROUND_TRIP_SECONDS = 60.0
-"""A ping may tell any number, and with a large one nothing would ever be late (RFC 6298: 60 s or more)."""
+"""Longest round trip that a ping may report. With a larger one nothing would ever be late (RFC 6298: 60 s or
+more)."""
 
 
 class Liveness:

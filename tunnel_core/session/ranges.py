@@ -47,14 +47,14 @@ WELCOME: Mapping[str, Range] = MappingProxyType(
         "grace_ms": Range(1, _HOUR_MS, "[session] grace_seconds", or_zero=True),
     }
 )
-"""Of what the server tells."""
+"""Ranges of the numbers that the server sends in the attach."""
 HELLO: Mapping[str, Range] = MappingProxyType(
     {
         "initial_credit": Range(1, 1024 * MIB, or_zero=True),
         "max_bytes_per_second": Range(1000, 10**10, "[link] max_bytes_per_second", or_zero=True),
     }
 )
-"""Of what the agent tells."""
+"""Ranges of the numbers that the agent sends in the attach."""
 
 
 def why_out_of_range(frame: Hello | Welcome) -> str:

@@ -36,6 +36,7 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before it lets others run."""
 _FAREWELL_SECONDS = 5.0
+"""Time for which the target may stay open after it has received the rest of what a gone user sent."""
 _DELIVERY_SECONDS = 60.0
 """After a user left, the other side still receives the rest of the user's data. The relay ends if it receives
 none of that for so long."""

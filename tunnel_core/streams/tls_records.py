@@ -13,7 +13,8 @@ from __future__ import annotations
 MAX_RECORDS = 32
 """In one step: 512 KiB in bulk, 2 ms of key updates."""
 MAX_BARREN_RECORDS = 64
-"""Without data between them. A handshake has about ten, and a key update comes once in 2^24 records."""
+"""TLS records in a row without data. A handshake has about ten, and a key update comes once in 2^24
+records."""
 MOST_ANSWERS = 16 * 1024
 """Bytes that answer the peer's key updates while nothing else is sent."""
 _HEAD_BYTES = 5

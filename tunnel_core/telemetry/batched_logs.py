@@ -19,8 +19,9 @@ from tunnel_core.telemetry.logs import Line
 from tunnel_core.telemetry.queued_output import together
 
 _HOLD_SECONDS = 0.05
+"""Time for which a log line waits for others, because lines that are made together cost less."""
 _MOST_LINES = 256
-"""So many are written however young they are."""
+"""Lines that wait together at most."""
 
 
 def start_log_batching() -> None:

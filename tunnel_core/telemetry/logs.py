@@ -28,7 +28,7 @@ from tunnel_core.telemetry.queued_output import QueuedOutput
 _FIELDS = "fields"
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
 _MOST_CHARACTERS = 300
-"""Of a text that strangers sent, in a line about a refusal; the longest valid name has 259."""
+"""Characters of a text of the other end in a line about a refusal. The longest valid name has 259."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
 _COLOURS = {logging.DEBUG: "\x1b[2m", logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}

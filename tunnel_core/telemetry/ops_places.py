@@ -15,9 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 
 MAX_CONNECTIONS = 64
+"""Connections of an ``[ops]`` listener."""
 PROBE_PLACES = 8
+"""Further connections that may only ask for the probes. A watchdog must not end a healthy program."""
 MIN_IDLE_SECONDS = 1.0
-"""Above the round trip of any usual network: a client that sends its request gets an answer."""
+"""Time for which a connection waits for its peer before it may give way. Above the round trip of any usual
+network, so a client that sends its request gets an answer."""
 
 
 class Place:

@@ -29,10 +29,13 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
 MAX_LINES = 10_000
+"""Log lines that wait for their reader. A stopped reader must not stop the event loop."""
 MAX_BYTES = 1024 * 1024
+"""Bytes of those lines."""
 _WRITE_BYTES = 64 * 1024
 """So much is joined for one write: what a pipe of Linux holds."""
 _EXIT_SECONDS = 1.0
+"""Time for the queued lines at the end of the process."""
 _BUSY_SECONDS = 0.01
 """Between two attempts at a non-blocking output, in case it claims to be ready and is not."""
 _NO_READER = "its reader did not read"

@@ -29,7 +29,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationList, refusal
 
 ALLOWANCE = timedelta(seconds=5)
-"""A life may be exceeded by this: a renewal that is under way is not cut off at its last step."""
+"""Time by which a session or a stream may outlive its certificate. A renewal that is under way is not cut off
+at its last step."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _LOOK_SECONDS = 60.0
 """However far the next end is: this machine's clock may be set meanwhile."""

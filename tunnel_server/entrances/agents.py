@@ -25,13 +25,14 @@ from tunnel_server.listeners.listener import AcceptedConnection, Reporter
 ENTRANCE = "agents"
 ALPN = "h2"
 REFUSED_SECONDS = 60.0
-"""How long the certificate of a connection that flooded is refused."""
+"""Time for which the certificate of a connection that flooded is refused. Each handshake costs a
+millisecond."""
 PLACE_HELD_SECONDS = 5.0
 """How long the place of a connection that was cut or refused for a flood stays taken."""
 MAX_REFUSED = 1024
-"""Certificates refused at once; the oldest is forgotten first."""
+"""Certificates that are refused at once."""
 CONNECTIONS_OF_A_CERTIFICATE = 8
-"""A session and its attempts need four; the oldest connection beyond the limit is closed."""
+"""Connections of one certificate. A session and its attempts need four."""
 
 
 class AgentsEntrance:

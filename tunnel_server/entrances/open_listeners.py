@@ -25,6 +25,8 @@ HTTPS = "https"
 Addresses: TypeAlias = Mapping[str, Sequence[str]]
 """The addresses (``host:port``, or a path) at which each entrance listens."""
 _DESCRIPTOR_SHARE = 8
+"""Part of all descriptors that unauthenticated connections of one listener may hold; as many may wait. Half
+stays for streams, agents and administrators."""
 _DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
 """How a TCP listener tells a connection that there are too many. The ``tcp`` entrance has no words for it."""
 

@@ -25,9 +25,9 @@ from tunnel_core.reasons import Reason
 from tunnel_core.tally import Tally
 
 MAX_EVENTS = 10_000
-"""All agents of a full server lost and back."""
+"""Events of nodes in memory: all agents of a full server lost and back."""
 MAX_EVENTS_OF_NODE = 100
-"""Of one kind: a hundredth of the ring."""
+"""Events of one kind of one node: a hundredth of the ring."""
 _MAX_DETAIL = 512
 
 

@@ -26,16 +26,18 @@ from tunnel_core.sources import LOCAL, source_of
 from tunnel_core.tally import Tally
 
 KNOWN_SECONDS = 600.0
+"""Time for which a source has the larger allowance after a connection from there was authenticated."""
 MAX_KNOWN = 4096
-"""Sources remembered as known; the source with the oldest authentication is forgotten first."""
+"""Sources remembered as known."""
 _KNOWN_SHARE = 4
+"""Part of ``max_unauthenticated`` that a known source may have. Colleagues share a NAT."""
 _WAITING_FOR_EACH = 4
-"""Connections that may wait for each that may go on."""
+"""Connections that may wait for each place of their source."""
 MIN_IDLE_SECONDS = 2.0
 """Idle time before a connection may be closed for another one. A handshake has steps of one round trip, which
 take 0.6 s over a satellite."""
 PATIENCE_SECONDS = 1.0
-"""After this wait, a connection takes the place of one of a fuller source even if that is not idle."""
+"""Wait after which a connection takes the place of one of a fuller source even if that one is not idle."""
 _EVICTIONS_AT_ONCE = 32
 
 

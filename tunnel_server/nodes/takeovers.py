@@ -18,11 +18,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 MOST_TAKEOVERS = 3
+"""Takeovers of one node between different machines in a minute. An agent that was restarted takes over
+once."""
 WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
 EVENT_SECONDS = 45.0
-"""Between two events of one node: an agent asks at each address of the server, and again each minute."""
+"""Time between two ``duplicate`` events of one node. A refused agent asks at each address of the server, and
+again each minute."""
 REPLACED_SECONDS = 3600.0
 """How long a replaced run is remembered: longer than any wait between two attaches of one agent."""
 MOST_REPLACED = 16

@@ -16,7 +16,8 @@ from certs.files import PRIVATE
 from tunnel_server.store.database import failures
 
 PATIENCE_SECONDS = 3.0
-"""Commands hold the lock for a moment; a server for as long as it runs."""
+"""Time for which a command, or a server that starts, waits for a store in use. Commands hold the lock for a
+moment."""
 RETRY_SECONDS = 0.05
 _NAME = "store.lock"
 

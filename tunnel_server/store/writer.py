@@ -30,9 +30,11 @@ from tunnel_server.store.database import Connection, DatabaseFailure, StoreError
 from tunnel_server.store.transaction import Transaction
 
 MAX_WAITING = 2000
-"""As many agents may enrol or renew at the same moment and still each wait for the disk."""
+"""Pieces of work that wait for the store: so many agents may enrol or renew at one moment and still wait for
+the disk."""
 TIDY_LINES = 1000
 _MAX_BATCH = 256
+"""Pieces of work in one commit."""
 _LOG_SECONDS = 10.0
 """Between two lines that say the same; a full disk fails everything there is."""
 

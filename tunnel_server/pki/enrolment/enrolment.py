@@ -45,11 +45,12 @@ from tunnel_server.store.store import Store
 from tunnel_server.store.tokens import Redemption
 
 _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
+"""Requests with wrong tokens of one IPv4 address or IPv6 /64."""
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
-"""Of one name; agents with certificates of a minute ask every 40 s."""
+"""Certificates of one name. Agents with certificates of a minute ask every 40 s."""
 _RETURN_SECONDS = 0.02
 _RENEWAL_SECONDS = 0.05
-"""72,000 an hour: enough for any fleet, and nobody notices one that renews as one."""
+"""Time between two renewals: 72,000 an hour. Nobody notices a fleet that renews at one moment."""
 
 
 @dataclass(frozen=True, slots=True)
