@@ -27,7 +27,7 @@
 
 Not done here: whose bytes go (the mux), what was said and confirmed (the session), fairness among
 sessions on one link (each holds a few milliseconds). Packets of an older carrier are no samples.
-BBR: draft-cardwell-iccrg-bbr-congestion-control. What was tried instead is in DESIGN.md.
+BBR: draft-cardwell-iccrg-bbr-congestion-control. docs/congestion.md has what was tried instead.
 """
 
 from __future__ import annotations

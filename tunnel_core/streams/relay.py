@@ -38,8 +38,7 @@ _BURST = 2 * MIB
 _FAREWELL_SECONDS = 5.0
 """Time for which the target may stay open after it has received the rest of what a gone user sent."""
 _DELIVERY_SECONDS = 60.0
-"""After a user left, the other side still receives the rest of the user's data. The relay ends if it receives
-none of that for so long."""
+"""Time in which a target receives none of the rest that a gone user sent, before the relay ends."""
 _LAST_WORDS_SECONDS, _STANDSTILL_SECONDS = 5.0, 1.0
 """How long a reset is held back for data that the target sent before it: in all, and without progress."""
 _LAST_WORDS_BYTES = 1 * MIB
