@@ -107,9 +107,9 @@ def test_a_block_without_its_place_is_found(language: str, first: str) -> None:
 
 @pytest.mark.parametrize("paper", PLACED, ids=name_of)
 def test_a_block_has_a_language(paper: Path) -> None:
-    """``text`` is what a program shows."""
+    """``text`` is what a program shows, ``mermaid`` a picture."""
     found = {language for language, _ in FENCE.findall(text_of(paper))}
-    assert found <= {"sh", "toml", "yaml", "ini", "text"}
+    assert found <= {"sh", "toml", "yaml", "ini", "text", "mermaid"}
 
 
 # Reasons.
