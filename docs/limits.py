@@ -120,7 +120,7 @@ def _cells_of_key(limit: Limit) -> tuple[str, str, str, str]:
     section, _, name = limit.name.rpartition(".")
     shown = f"`[{section}] {name}`" if section else f"`{name}`"
     place = f"[{limit.file}](install.md#{limit.file.replace('.', '')})"
-    return shown, _format(value, limit.unit or _unit_of(name)), _reference()[limit.file][limit.name], place
+    return shown, _format(value, limit.unit or _unit_of(name)), _reference()[limit.file][limit.name].strip(), place
 
 
 @cache
@@ -150,7 +150,7 @@ def _reference() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for part in re.split(r"^## ", REFERENCE.read_text(), flags=re.MULTILINE):
         title, _, body = part.partition("\n")
-        found[title] = dict(re.findall(r"^\| `([\w.]+)` \| .*? \| (.+) \|$", body, re.MULTILINE))
+        found[title] = dict(re.findall(r"^\| `([\w.]+)` \| .*? \| (.*)\|$", body, re.MULTILINE))
     return found
 
 
