@@ -120,7 +120,12 @@ def _cells_of_key(limit: Limit) -> tuple[str, str, str, str]:
     section, _, name = limit.name.rpartition(".")
     shown = f"`[{section}] {name}`" if section else f"`{name}`"
     place = f"[{limit.file}](install.md#{limit.file.replace('.', '')})"
-    return shown, _format(value, limit.unit or _unit_of(name)), _reference()[limit.file][limit.name].strip(), place
+    return (
+        shown,
+        _format(value, limit.unit or _unit_of(name)),
+        _reference()[limit.file][limit.name].strip(),
+        place,
+    )
 
 
 @cache
