@@ -345,3 +345,20 @@ def test_files_named_in_the_papers_exist(paper: Path) -> None:
     pattern = r"`((?:tunnel_\w+|certs|tests|docs|proto|bench)/[\w./-]+\.(?:py|md|proto))`"
     for named in re.findall(pattern, prose(paper)):
         assert (ROOT / named).exists(), f"{name_of(paper)}: {named}"
+
+
+@pytest.mark.parametrize("page", ["wire", "security"])
+def test_tests_named_beside_the_points_exist(page: str) -> None:
+    files = {path.stem for path in ROOT.glob("tests/**/*.py")}
+    defined = " ".join(
+        name
+        for path in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    )
+    rows = table_under(ROOT / f"docs/{page}.md", "## Points that bite, and their tests")
+    assert len(rows) > 20
+    for _, covered in rows:
+        named = {Path(path).stem for path in re.findall(r"`((?:tests/)?[\w/]*test_\w+)`", covered)}
+        assert named <= files, covered
+        for test in re.findall(r"\b[a-z]+(?:_[a-z0-9]+){2,}\b", re.sub(r"`[^`]*`", "", covered)):
+            assert test in defined, f"docs/{page}.md: {test}"
