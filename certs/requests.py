@@ -34,6 +34,7 @@ from tunnel_core.reasons import Reason, Refused
 MAX_REQUEST_BYTES = 16 * 1024
 """Largest request as received. A request with an RSA key of 8192 bits in PEM takes about 5 KiB."""
 _RSA_BITS = range(2048, 8192 + 1)
+"""Bits of an RSA key in a certificate request."""
 _MIN_EXPONENT = 65537  # NIST SP 800-56B, section 6.2
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _DIGESTS = (hashes.SHA256, hashes.SHA384, hashes.SHA512)

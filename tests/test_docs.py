@@ -107,9 +107,9 @@ def test_a_block_without_its_place_is_found(language: str, first: str) -> None:
 
 @pytest.mark.parametrize("paper", PLACED, ids=name_of)
 def test_a_block_has_a_language(paper: Path) -> None:
-    """``text`` is what a program shows."""
+    """``text`` is what a program shows, ``mermaid`` a picture."""
     found = {language for language, _ in FENCE.findall(text_of(paper))}
-    assert found <= {"sh", "toml", "yaml", "ini", "text"}
+    assert found <= {"sh", "toml", "yaml", "ini", "text", "mermaid"}
 
 
 # Reasons.
@@ -264,11 +264,17 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
     assert len(written) == len(made)
 
 
-@pytest.mark.parametrize("page", ["environment", "commands"])
+@pytest.mark.parametrize("page", ["environment", "commands", "limits"])
 def test_a_page_is_what_the_code_makes(page: str) -> None:
     script = [sys.executable, f"docs/{page}.py", "--check"]
     made = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - our own script
     assert made.returncode == 0, made.stderr
+
+
+def test_the_reasons_of_the_limits_exist() -> None:
+    named = set(re.findall(r"\(`(\w+)`\)", text_of(ROOT / "docs/limits.md")))
+    assert len(named) > 10
+    assert named <= {reason.word for reason in Reason}
 
 
 # Metrics.
@@ -339,3 +345,20 @@ def test_files_named_in_the_papers_exist(paper: Path) -> None:
     pattern = r"`((?:tunnel_\w+|certs|tests|docs|proto|bench)/[\w./-]+\.(?:py|md|proto))`"
     for named in re.findall(pattern, prose(paper)):
         assert (ROOT / named).exists(), f"{name_of(paper)}: {named}"
+
+
+@pytest.mark.parametrize("page", ["wire", "security"])
+def test_tests_named_beside_the_points_exist(page: str) -> None:
+    files = {path.stem for path in ROOT.glob("tests/**/*.py")}
+    defined = " ".join(
+        name
+        for path in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    )
+    rows = table_under(ROOT / f"docs/{page}.md", "## Points that bite, and their tests")
+    assert len(rows) > 20
+    for _, covered in rows:
+        named = {Path(path).stem for path in re.findall(r"`((?:tests/)?[\w/]*test_\w+)`", covered)}
+        assert named <= files, covered
+        for test in re.findall(r"\b[a-z]+(?:_[a-z0-9]+){2,}\b", re.sub(r"`[^`]*`", "", covered)):
+            assert test in defined, f"docs/{page}.md: {test}"

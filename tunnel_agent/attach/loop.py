@@ -41,6 +41,7 @@ _FIRST_WAIT_SECONDS = 1.0
 _MAX_OBEYED_SECONDS = 600.0
 _TAKEN_OVER_SHARE = 3
 HOPELESS_SECONDS = 300.0
+"""Time between two attaches with a certificate that has expired or was revoked. Only a person can help."""
 _HINT = "qanat-agent check shows which step fails"
 """Hint for a new node. A node that was attached before has another kind of trouble."""
 

@@ -21,6 +21,7 @@ POLL_SECONDS = 5.0
 """How often the agent reads the clock and the file's state, which takes some ten microseconds."""
 _FIRST_DIVISOR, _LAST_DIVISOR = 200, 20
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
+"""Bounds of that wait."""
 _HOPELESS_SECONDS = 300.0
 
 

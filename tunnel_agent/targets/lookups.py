@@ -24,7 +24,9 @@ from tunnel_core.tally import Tally
 _log = logging.getLogger("qanat.streams")
 
 _SHARE = 8
+"""Part of the free look-ups that one user may have. A look-up counts until the resolver gives up."""
 FAILURE_SECONDS = 5.0
+"""Time for which a failed look-up of a target is remembered. Each costs a thread for up to half a minute."""
 _MAX_FAILURES = 1024
 """Limit of cached failures; the oldest is dropped first."""
 _LASTING = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN, socket.EAI_FAIL}

@@ -71,6 +71,7 @@ _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
 """On short paths, with at most that many bytes in flight, one packet in this time is counted."""
 _SLACK_SECONDS = 0.005
+"""Time that bytes in flight may wait below this program, because what waits there cannot be overtaken."""
 _SLACK_SHARE = 1 / 30
 """Share of the base round trip, because jitter and the error of its estimate grow with it."""
 _FAST_SLACK_SECONDS = 0.045

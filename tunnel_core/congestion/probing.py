@@ -16,7 +16,10 @@ from __future__ import annotations
 import math
 
 _STARTUP_GAIN = 1.0
+"""Growth in a round trip on a new carrier, as a part of the rate: it doubles. Too much is seen a round trip
+later."""
 _PROBE_GAIN = 0.25
+"""Growth in a round trip well below the rate that is known, as a part of the rate."""
 _PROBE_SECONDS = 0.010
 """Queue that a gentle step may leave. With 20 ms a queue of 50 lost one segment in each growth."""
 _MAX_PROBE_SECONDS = 0.030

@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 
 _BURST_SECONDS = 0.1
+"""Time at the capped rate whose bytes may leave at once."""
 _PIECE_SECONDS = 0.02
+"""Time at the capped rate that one piece lasts. A packet for every few bytes would be all framing."""
 _MIN_BURST_BYTES = 4096
 _MIN_PIECE_BYTES = 512
 """With less, the framing of a packet would outweigh its content."""

@@ -17,8 +17,12 @@ from __future__ import annotations
 from tunnel_core.limits import KIB
 
 CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND = 64, 4
+"""Frames of one connection that carry no data. An agent sends about five."""
 CONTROL_BYTES, CONTROL_BYTES_PER_SECOND = 64 * KIB, 4 * KIB
+"""Bytes of those frames."""
 FLOW_FRAMES, FLOW_FRAMES_PER_SECOND = 1024, 64
+"""WINDOW_UPDATE frames and DATA frames below 5 bytes. An agent sends at most one WINDOW_UPDATE for each
+message."""
 BYTES_PER_FLOW_FRAME = 16
 """A client may send one or two frames for each message that it received, and a message has at least 30
 bytes."""

@@ -35,9 +35,10 @@ class Bounds:
 
 
 LONG = Bounds(seconds=60.0, silence_seconds=5.0, max_bytes=512 * MIB)
-"""For a peer that may be in the middle of an upload."""
+"""For a peer that may be in the middle of an upload: in all, silence, and bytes that are discarded behind the
+last answer. A close over unread input resets the connection, and the answer is lost. nginx: 30 s, 5 s."""
 SHORT = Bounds(seconds=1.0, silence_seconds=1.0, max_bytes=256 * KIB)
-"""For a peer that has sent all that it announced."""
+"""For a peer that has sent all that it announced: in all, silence, and bytes."""
 
 
 class _Count:

@@ -23,6 +23,8 @@ from tunnel_server.store.audit import AuditKind, AuditLine
 _log = logging.getLogger("qanat.server")
 
 WINDOW_SECONDS = 60.0
+"""Time between two lines of the audit about refusals of one listener, reason and source, because strangers
+cause them."""
 MAX_SOURCES = 1000
 """Distinct sources at a time; all further sources share one window."""
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 from tunnel_core.telemetry.line_limiter import LineLimiter
 
 WRITES, WRITE_SECONDS = 60, 5.0
+"""Events of one node and kind, and log lines of one node and kind."""
 AUDIT_LINES, AUDIT_SECONDS = 60, 60.0
+"""Lines of the audit for takeovers of one node."""
 _MAX_KEYS = 50_000
 """All kinds of writes of a full server. A key that is dropped gets its whole budget back."""
 

@@ -27,17 +27,25 @@ import trio
 from tunnel_core.reasons import Reason, Refused
 
 MAX_PAGE = 1000
+"""Nodes in one page of a list. One snapshot is kept for the next pages."""
 PIECE_ROWS = 20
+"""Rows of a list that are made in one piece, between which other work runs."""
 SECONDS_PER_ROW = 0.0005
+"""Time between the starts of two lists, for each row. 2,000 nodes: one list a second, a tenth of a
+processor."""
 _MAX_SECONDS = 5.0
+"""Longest time between the starts of two lists; names for completion in a shell are as old at most."""
 _REST_SECONDS = 0.001
 ROWS_PER_SECOND = 10_000
+"""Rows of lists that one user gets in a second."""
 SHORT_ROWS_PER_SECOND = 100_000
 """Rate for short answers, and for lists with short rows."""
 MAX_UNDELIVERED_LISTS = 4
 """Lists on their way to one user. Each has 3.5 MB for 5,000 nodes."""
 MAX_UNDELIVERED_SHORT = 16
+"""Short answers of one user that are on their way."""
 _TURN_SECONDS = 10.0
+"""Time for which a request waits for its turn."""
 _MAX_IDLE_USERS = 256
 _MAX_PARAMETERS = 8
 

@@ -32,6 +32,7 @@ ENTRANCE = "est"
 ROOT = "/.well-known/est/"
 JOIN = "/api/v1/join"
 _BODY_SECONDS = 10.0
+"""Time for the body of a certificate request, before the requester is authenticated."""
 _CERTIFICATES = [
     ("content-type", "application/pkcs7-mime; smime-type=certs-only"),
     ("content-transfer-encoding", "base64"),

@@ -25,6 +25,8 @@ HTTPS = "https"
 Addresses: TypeAlias = Mapping[str, Sequence[str]]
 """Addresses (``host:port``, or the path of a unix socket) of each entrance."""
 _DESCRIPTOR_SHARE = 8
+"""Part of all descriptors that unauthenticated connections of one listener may hold; as many may wait. Half
+stays for streams, agents and administrators."""
 _DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
 """Answer of a TCP listener when there are too many connections. The ``tcp`` entrance has no way to answer."""
 

@@ -10,7 +10,9 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events.event_log import OF_SERVER, EventKind, Events, NodeEvent
 
 MAX_FOLLOWERS = 64
+"""Requests that follow events at once. Each holds a connection."""
 MAX_OF_USER = MAX_FOLLOWERS // 4
+"""The same of one user: a quarter."""
 
 
 class EventSubscribers:

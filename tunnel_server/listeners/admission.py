@@ -27,9 +27,11 @@ from tunnel_core.sources import LOCAL, source_of
 from tunnel_core.tally import Tally
 
 KNOWN_SECONDS = 600.0
+"""Time for which a source has the larger allowance after a connection from there was authenticated."""
 MAX_KNOWN = 4096
-"""Sources remembered as known; the source with the oldest authentication is forgotten first."""
+"""Sources remembered as known."""
 _KNOWN_SHARE = 4
+"""Part of ``max_unauthenticated`` that a known source may have. Colleagues share a NAT."""
 _WAITING_FOR_EACH = 4
 """Connections that may wait for each admitted unauthenticated connection."""
 MIN_IDLE_SECONDS = 2.0

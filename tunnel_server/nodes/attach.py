@@ -63,6 +63,7 @@ class AttachSettings:
     max_agents: int
     limits: Limits
     max_pending: int = 2048
+    """Attaches under way over all identities. Each holds a connection for 10 s at most."""
 
 
 class SessionAcceptor:

@@ -16,7 +16,10 @@ from tunnel_core.wire.frames import Rejected
 from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 
 ATTACHES, ATTACH_SECONDS = 10, 5.0
+"""New sessions of one node. Each ends another one and leaves events, audit and log lines."""
 RESUMES, RESUME_SECONDS = 60, 1.0
+"""Resumptions of one node. An agent begins at most one attempt a second, so another program with the
+certificate cannot use this up."""
 _MAX_KEYS = 50_000
 """The nodes of several full servers. A node whose key is dropped gets its whole budget back."""
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 MOST_TAKEOVERS = 3
+"""Takeovers of one node between different machines in a minute. An agent that was restarted takes over
+once."""
 WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0

@@ -14,6 +14,7 @@ from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import from_ms, to_ms
 
 KEEP_EVENTS = 100_000
+"""Events of nodes in the store."""
 KEEP_EVENTS_OF_NODE = 1000
 """Events of one kind of one node. Beyond this number a node removes its own events and no others."""
 MAX_LISTED = 1000

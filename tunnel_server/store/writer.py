@@ -34,6 +34,7 @@ MAX_WAITING = 2000
 TIDY_LINES = 1000
 """Audit lines after which the writer prunes the audit."""
 _MAX_BATCH = 256
+"""Pieces of work in one commit."""
 _LOG_SECONDS = 10.0
 """Seconds between two log lines with the same reason, because a full disk fails every write."""
 

@@ -1,6 +1,6 @@
 """From a fast network to a slow one in the middle of a download: the shell answers at once.
 
-What a first key takes at best is counted in DESIGN.md. The roam that people make is to another network.
+docs/congestion.md counts what a first key takes at best. The roam that people make is to another network.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from tunnel_server.store.store import Store
 from tunnel_server.store.tokens import Redemption
 
 _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
+"""Requests with wrong tokens of one IPv4 address or IPv6 /64."""
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
 """Rate of one name. Agents whose certificates are valid for a minute renew every 40 s."""
 _RETURN_SECONDS = 0.02

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 import trio
 
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
+"""Shortest and longest time after which a refused requester is told to return. Each gets another moment."""
 
 
 class QueueFull(Exception):  # noqa: N818 - an answer, no fault
