@@ -32,7 +32,7 @@ from tunnel_core.identity import SpiffeId
 from tunnel_core.reasons import Reason, Refused
 
 MAX_REQUEST_BYTES = 16 * 1024
-"""Largest request as received. A request with an RSA key of 8192 bits in PEM takes about 5 KiB."""
+"""Bytes of a certificate request as it arrives. One with a key of RSA 8192 in PEM takes some 5 KiB."""
 _RSA_BITS = range(2048, 8192 + 1)
 """Bits of an RSA key in a certificate request."""
 _MIN_EXPONENT = 65537  # NIST SP 800-56B, section 6.2

@@ -27,12 +27,11 @@ _RESET_SECONDS = 3.0
 """Time for which the client retries a server that resets handshakes, as older servers do when busy."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.6
 DIALS_AT_ONCE = 16
-"""Half of the unauthenticated connections that a server allows to one address."""
+"""Dials of one ``qanat forward`` at once: half of the unauthenticated connections that a server allows one
+address."""
 DIALS_ONCE_KNOWN = 64
-"""Dials after the first success: a quarter of what the server allows to a known address.
-
-With 64, 300 connections over a round trip of 100 ms take 4.0 s instead of 5.5 s.
-"""
+"""Dials at once after the first success: a quarter of what the server allows the address then. 300
+connections over a round trip of 100 ms take 4.0 s in place of 5.5 s."""
 _TURN_SECONDS = 30.0
 _NO_ANSWER = (
     ". Does the server run, and may this machine connect to that port? On the server: "

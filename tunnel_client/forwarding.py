@@ -14,7 +14,8 @@ from tunnel_core.streams.relay import relay
 from tunnel_core.streams.sockets import SocketStream
 
 MAX_CONNECTIONS = 1024
-"""Default for concurrent connections. Each takes two descriptors, and about 100 KiB at server and agent."""
+"""Connections of one ``qanat forward``. Each takes two descriptors and some 100 KiB at the server and the
+agent."""
 _DESCRIPTORS_EACH, _OTHER_DESCRIPTORS = 2, 32
 _BACKLOG = 1024
 _UNREACHABLE = "server_unreachable"

@@ -7,7 +7,7 @@ import re
 from tunnel_core.names import MAX_NODE_NAME, is_node_name
 
 _MAX_STARS = 4
-"""Each multiplies the work of a match, and four are enough to name a fleet."""
+"""Stars in the pattern of a token; none stands for a dot. Each multiplies the work of a match."""
 
 
 def is_pattern(text: str) -> bool:

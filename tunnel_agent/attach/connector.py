@@ -42,9 +42,8 @@ _PROBE_SECONDS, _PROBE_PAUSE_SECONDS = 15.0, 1.0
 """How long a probe retries while the server refuses it with ``too_many_attaches``, and the pause between
 two tries. The server's budget allows a node one attach every 5 s."""
 _LEAST_ANSWER_SECONDS, _ANSWER_DIALS = 3.0, 4.0
-"""How long the agent waits for the welcome: four times the duration of the dial, but at least 3 s. A dial
-takes three round trips, so four dials are twelve. A path that failed after the dial must not hold one of
-the two attempts for longer."""
+"""Time for which a hello waits for its answer. The dial before it took three round trips, so four times the
+dial are twelve. A path that broke since then must not hold one of the two attempts for longer."""
 
 
 @dataclass(slots=True)

@@ -39,17 +39,19 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 QUICK_SECONDS = 30.0
-"""Age at which trouble becomes old trouble."""
+"""Time for which trouble is young, with quick attempts."""
 CALM_SECONDS = 30.0
 """Time without trouble after which the next trouble counts as young."""
 _MEAN_CHANCE = 0.5
 _MAX_ATTEMPTS = 2
+"""Attempts to move or resume a session that are under way at once."""
 _ROUTE_SECONDS = 5.0
 """Time between two attempts for a changed route."""
 _FIRST_WINDOW_SECONDS = 2.0
 _REFRESH_FIRST_SECONDS, _REFRESH_LAST_SECONDS = 2.0, 60.0
 _BACKLOGGED_SECONDS = 10.0
-"""Time between two attempts beside a carrier that still brings packets, and from a move to the next one."""
+"""Time between two attempts beside a carrier that still delivers something, and from a move to the next
+attempt."""
 
 
 class Start(NamedTuple):

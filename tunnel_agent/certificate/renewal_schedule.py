@@ -20,6 +20,7 @@ from certs.life import ValidityPeriod
 POLL_SECONDS = 5.0
 """How often the agent reads the clock and the file's state, which takes some ten microseconds."""
 _FIRST_DIVISOR, _LAST_DIVISOR = 200, 20
+"""First and longest wait after a failed renewal, as parts of the life: many tries before the end."""
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
 """Bounds of that wait."""
 _HOPELESS_SECONDS = 300.0

@@ -18,12 +18,12 @@ from typing import TypeAlias
 import trio
 
 MAX_TARGET_LOOKUPS = 64
-"""Limit of concurrent look-ups of targets, a thread each."""
+"""Names of targets that are looked up at once, a thread each."""
 _MAX_LOOKUPS = 16
-"""Limit of concurrent look-ups of servers. A silent DNS holds a thread for half a minute, and attempts start
-every one and a half seconds."""
+"""Names of servers and proxies that are looked up at once, a thread each: two attempts a second and a half
+apart, over the half minute for which a silent DNS holds a thread."""
 _MAX_ADDRESSES = 8
-"""Limit for one server or proxy, because all addresses share the time of one attempt."""
+"""Addresses of one server or proxy. All share the time of one attempt."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Resolves a host name to addresses, in the resolver's order. Raises ``OSError`` (``socket.gaierror``)."""

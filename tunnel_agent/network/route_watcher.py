@@ -29,7 +29,7 @@ from tunnel_agent.network.route_change import RouteChange
 _log = logging.getLogger("qanat.route")
 
 LEAST_SECONDS = 5.0
-"""Least time between two reported changes."""
+"""Time between two changes of the route that are reported, because they come in groups."""
 _BURST_SECONDS = 0.03
 _MAX_ANSWER_BYTES = 16 * 1024
 _MAX_DRAINED = 10_000

@@ -28,7 +28,7 @@ _SHARE = 8
 FAILURE_SECONDS = 5.0
 """Time for which a failed look-up of a target is remembered. Each costs a thread for up to half a minute."""
 _MAX_FAILURES = 1024
-"""Limit of cached failures; the oldest is dropped first."""
+"""Failed look-ups that are remembered."""
 _LASTING = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_AGAIN, socket.EAI_FAIL}
 """Errors of the name, which are cached. Others, such as no memory or no descriptors, are errors of this
 machine."""

@@ -24,7 +24,8 @@ _OLD_LABEL = "web"
 more versions."""
 
 _LINE_SECONDS = 60.0
-"""Longest time between two log lines about the same kind of refusal; a server may repeat it for days."""
+"""Longest time between two lines about refusals of one kind. A server that was taken over may ask for days
+for what is refused."""
 
 
 class Serving:

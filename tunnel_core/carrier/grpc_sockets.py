@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 THROTTLED_BYTES_PER_SECOND = 16_000
-"""A sixteenth of 2 Mbit/s: enough to show that the path works, and no queue that delays other connections."""
+"""Rate of a late carrier while another attempt is under way: a sixteenth of the thinnest link that is
+supported. The carrier stays alive, and its queue does not stop the attempt."""
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _SO_MAX_PACING_RATE = 47  # Linux; Python has no name for it
 _UNPACED = 0xFFFFFFFF

@@ -30,7 +30,7 @@
 
 Other modules decide whose bytes leave (the mux) and what is acknowledged (the session). Nothing decides
 fairness among the sessions of one link, each of which holds a few milliseconds. Packets of an older carrier
-are no samples. BBR: draft-cardwell-iccrg-bbr-congestion-control. DESIGN.md lists rejected designs.
+are no samples. BBR: draft-cardwell-iccrg-bbr-congestion-control. docs/congestion.md lists rejected designs.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ _SLACK_SHARE = 1 / 30
 _FAST_SLACK_SECONDS = 0.045
 """More on links without a modem, where the scheduler's stalls are the jitter, and memory is the price."""
 _FAST_FROM, _FAST_TO = 100 * MIB, 300 * MIB
+"""Rates in bytes a second between which the slack grows from the small one to the large one."""
 _COMPETING_GAIN = 1.75
 """Round trips beyond the path. With 0.5, TCP's window was not always full: our share beside cubic was
 0.35."""

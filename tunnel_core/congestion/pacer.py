@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 PACED_PATH_SECONDS = 0.010
-"""Shorter round trips are not paced, because a timer is coarser than their bursts."""
+"""Round trip from which packets are paced. On shorter ones a timer is coarser than the bursts."""
 _BURST_SECONDS = 0.004
 
 

@@ -21,7 +21,8 @@ later."""
 _PROBE_GAIN = 0.25
 """Growth in a round trip well below the rate that is known, as a part of the rate."""
 _PROBE_SECONDS = 0.010
-"""Queue that a gentle step may leave. With 20 ms a queue of 50 lost one segment in each growth."""
+"""Time that the bytes of a gentle step of growth may wait. With 20 ms a queue of 50 ms lost one segment in
+each growth."""
 _MAX_PROBE_SECONDS = 0.030
 _GROWTH = 1.25
 """A smaller factor within a round trip counts as no growth (BBR)."""

@@ -35,9 +35,10 @@ _REFILL_BYTES = 1 * MIB
 _MAX_FRAME = 4 * MIB
 _MAX_CONTROL = 16 * KIB
 _MAX_BLOCK = 4 * KIB
-"""A call's headers have about 300 bytes."""
+"""Bytes of the header block of a call. About 300 are needed."""
 _MAX_HEADERS = 16 * KIB
-"""Bytes of names and values of a decoded block, because HPACK can repeat a long value with one byte each."""
+"""Bytes of names and values of the decoded block, because HPACK can name a long value by one byte again and
+again."""
 _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME = 16 * KIB
 _HEAD_BYTES = 9

@@ -35,7 +35,7 @@ _TURN_SECONDS = 0.002
 _BURST = 1 * MIB
 """Bytes that one connection may send before a checkpoint."""
 _EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
-"""Messages that may wait for a port."""
+"""Bytes and messages that wait until the carrier has its port: a hello."""
 _BATCH_SECONDS = 0.0003
 """A packet this soon after another is probably one of many, because a lone echo takes twice as long."""
 _CALL_SECONDS = 10.0

@@ -24,8 +24,8 @@ FLOW_FRAMES, FLOW_FRAMES_PER_SECOND = 1024, 64
 """WINDOW_UPDATE frames and DATA frames below 5 bytes. An agent sends at most one WINDOW_UPDATE for each
 message."""
 BYTES_PER_FLOW_FRAME = 16
-"""A client may send one or two frames for each message that it received, and a message has at least 30
-bytes."""
+"""Bytes moved for which one more of these frames is allowed. A client may send one or two for each message
+that it received; a message has 30 bytes at least."""
 
 
 class FloodError(Exception):

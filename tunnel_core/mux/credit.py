@@ -14,12 +14,13 @@ from collections.abc import Callable
 from tunnel_core.limits import KIB
 
 _SHARE = 8
-"""One stream's growth, or one session's unacknowledged bytes, may be this part of the free bytes."""
+"""Part of what is free that the growth of one stream, or the bytes of one session without acknowledgement,
+may take."""
 _OPEN_RESERVE = 16
-"""The part of the send pool for early data of opens, and for sessions that retain few bytes."""
+"""Part of the send pool for early data of opens, and for the first 64 KiB of each session."""
 _WAKE_BYTES = 64 * KIB
-"""Room that wakes a waiting session, because less would leave in small packets. Each session has it at
-first."""
+"""Bytes of room for which a waiting session is woken: less would leave in small packets. Each session has so
+much at first."""
 _MAX_STALE = 64
 
 

@@ -25,7 +25,8 @@ from tunnel_core.wire.frames import Data, DataParts, End, Frame, Payload
 _FRAME_RESERVE = 16
 """Frames that a packet may get after the last check of their number: of one stream and of the session."""
 _END_WAITS_SECONDS = 0.002
-"""How long an end waits for the next open or the last answer: far below a round trip of any real link."""
+"""Time for which the end of a stream waits for company: the next open, or the last answer. Any real round
+trip is longer."""
 
 _new = tuple.__new__  # half the price of a named tuple's own constructor
 

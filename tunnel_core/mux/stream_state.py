@@ -19,7 +19,8 @@ from tunnel_core.wire.frames import Credit, Frame, Open, Opened, Payload, Refuse
 OPEN, OPENED, REFUSED, CREDIT, END, RESET, STOP = (1 << bit for bit in range(7))
 
 _ANSWER_WAITS_SECONDS = 0.005
-"""How long ``opened`` waits for the target's first bytes, where the client spoke first."""
+"""Time for which the answer to an open waits for the target's first bytes, where the client has spoken first:
+one packet instead of two."""
 
 
 def _do_nothing() -> None:

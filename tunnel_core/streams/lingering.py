@@ -22,6 +22,7 @@ import trio
 from tunnel_core.limits import KIB, MIB
 
 MAX_LINGERING = 128
+"""Connections of a process with the long bounds at once."""
 _READ_BYTES = 256 * KIB
 
 

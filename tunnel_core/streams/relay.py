@@ -35,9 +35,9 @@ _LARGEST_READ = 1 * MIB
 _BURST = 2 * MIB
 """Bytes that one direction may move before a checkpoint."""
 _CLOSE_SECONDS = 5.0
+"""Time for which the target may stay open after it has received the rest of what a gone user sent."""
 _DELIVERY_STALL_SECONDS = 60.0
-"""After a user left, the other side still receives the rest of the user's data. The relay ends when that side
-acknowledges no byte for this time."""
+"""Time in which a target receives none of the rest that a gone user sent, before the relay ends."""
 _RESET_DELAY_SECONDS, _RESET_STALL_SECONDS = 5.0, 1.0
 """How long a reset waits for data that the target sent before it: in total, and without progress."""
 _RESET_DRAIN_BYTES = 1 * MIB

@@ -13,7 +13,8 @@ from __future__ import annotations
 MAX_RECORDS = 32
 """Records of one step: 512 KiB of bulk, or 2 ms of key updates."""
 MAX_EMPTY_RECORDS = 64
-"""Records in a row without data. A handshake has about ten, and a key update comes once in 2^24 records."""
+"""TLS records in a row without data. A handshake has about ten, and a key update comes once in 2^24
+records."""
 MAX_ANSWER_BYTES = 16 * 1024
 """Bytes of answers to the peer's key updates while no data is sent."""
 _HEAD_BYTES = 5

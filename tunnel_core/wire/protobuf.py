@@ -25,7 +25,7 @@ MAX_FIELDS = 64
 
 
 SUB_MESSAGE_FIELDS = 5
-"""Fields that a sub-message is charged besides its own, because an empty one takes as long to read."""
+"""Fields that a message within another is charged beside its own: to read an empty one takes as long."""
 
 
 class WireFormatError(Exception):

@@ -26,7 +26,7 @@ WINDOW_SECONDS = 60.0
 """Time between two lines of the audit about refusals of one listener, reason and source, because strangers
 cause them."""
 MAX_SOURCES = 1000
-"""Distinct sources at a time; all further sources share one window."""
+"""Sources that are told apart at a time."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ PATH = "/api/v1/events"
 MAX_WAIT_SECONDS = 30.0
 """Time for which one request waits for the next event."""
 MAX_LISTED = 1000
-"""Events in one answer: about 200 KB, which take milliseconds to write."""
+"""Events in one answer: some 200 KB, which take milliseconds to write."""
 _MAX_PARAMETERS = 8
 _MAX_ID = 2**63
 

@@ -39,9 +39,10 @@ _REST_SECONDS = 0.001
 ROWS_PER_SECOND = 10_000
 """Rows of lists that one user gets in a second."""
 SHORT_ROWS_PER_SECOND = 100_000
-"""Rate for short answers, and for lists with short rows."""
+"""Rows a second of short answers for one user: ``brief``, ``status``, ``version``, one node, events. A list
+that is not read delays none of them."""
 MAX_UNDELIVERED_LISTS = 4
-"""Lists on their way to one user. Each has 3.5 MB for 5,000 nodes."""
+"""Lists of one user that are on their way: 3.5 MB each for 5,000 nodes."""
 MAX_UNDELIVERED_SHORT = 16
 """Short answers of one user that are on their way."""
 _TURN_SECONDS = 10.0

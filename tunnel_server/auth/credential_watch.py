@@ -29,7 +29,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationList, refusal
 
 ALLOWANCE = timedelta(seconds=5)
-"""Time after the expiry for which a certificate is accepted, so that a renewal in progress can finish."""
+"""Time by which a session or a stream may outlive its certificate. A renewal that is under way is not cut off
+at its last step."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _MAX_CHECK_SECONDS = 60.0
 """Longest time between two checks for expiry, because this machine's clock may be set meanwhile."""

@@ -25,7 +25,7 @@ _VERSION = 1
 _CHUNK_BYTES = 1024 * 1024
 _MAX_MANIFEST_BYTES = 1024 * 1024
 _MAX_SMALL_BYTES = 1024 * 1024
-"""Largest file outside of the data folder: certificates, keys and the configuration."""
+"""Bytes of a file outside of the data folder: certificates, keys and the configuration."""
 _MAX_MADE = 40
 _READ_BY_OTHERS = 0o044
 _UNDECODED = {chr(code) for code in range(0xDC80, 0xDD00)}

@@ -25,13 +25,14 @@ from tunnel_server.listeners.listener import AcceptedConnection, Reporter
 ENTRANCE = "agents"
 ALPN = "h2"
 REFUSED_SECONDS = 60.0
-"""Time for which the server refuses the certificate of a connection that flooded."""
+"""Time for which the certificate of a connection that flooded is refused. Each handshake costs a
+millisecond."""
 PLACE_HELD_SECONDS = 5.0
 """Time for which a connection that was aborted or refused for a flood keeps its place."""
 MAX_REFUSED = 1024
-"""Refused certificates at a time. The oldest is dropped first."""
+"""Certificates that are refused at once."""
 MAX_CONNECTIONS_PER_CERTIFICATE = 8
-"""A session and its attach attempts need four. Beyond the limit the server closes the oldest connection."""
+"""Connections of one certificate. A session and its attempts need four."""
 
 
 class AgentsEntrance:

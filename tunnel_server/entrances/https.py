@@ -27,8 +27,8 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.reverse_proxy.headers import refuse_cross_site
 
 STRANGER_IDLE_SECONDS = 5.0
-"""Longest pause between requests of a connection without a user. A client that enrols sends its few requests
-without a pause."""
+"""Time between requests of a connection without a user's certificate. A client that wants a certificate sends
+its few requests one right after the other."""
 
 
 class HttpsEntrance:

@@ -25,9 +25,9 @@ from tunnel_core.reasons import Reason
 from tunnel_core.tally import Tally
 
 MAX_EVENTS = 10_000
-"""Enough for the loss and the return of all agents of a full server."""
+"""Events of nodes in memory: all agents of a full server lost and back."""
 MAX_EVENTS_OF_NODE = 100
-"""Events of one kind of one node: a hundredth of the log."""
+"""Events of one kind of one node: a hundredth of the ring."""
 _MAX_DETAIL = 512
 
 

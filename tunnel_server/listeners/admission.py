@@ -33,12 +33,12 @@ MAX_KNOWN = 4096
 _KNOWN_SHARE = 4
 """Part of ``max_unauthenticated`` that a known source may have. Colleagues share a NAT."""
 _WAITING_FOR_EACH = 4
-"""Connections that may wait for each admitted unauthenticated connection."""
+"""Connections that may wait for each place of their source."""
 MIN_IDLE_SECONDS = 2.0
 """Idle time before a connection may be closed for another one. A step of a handshake takes one round trip,
 which is 0.6 s over a satellite."""
 PATIENCE_SECONDS = 1.0
-"""Wait after which a connection replaces a connection of a fuller source that is not idle."""
+"""Wait after which a connection takes the place of one of a fuller source even if that one is not idle."""
 _EVICTIONS_AT_ONCE = 32
 
 

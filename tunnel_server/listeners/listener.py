@@ -36,7 +36,7 @@ _ACCEPTS_AT_ONCE = 16
 _PAUSE_SECONDS = 0.1
 _LOG_SECONDS = 1.0
 TURN_SECONDS = 5.0
-"""Longest wait of a connection for its turn: half of the time that clients wait for a handshake."""
+"""Time for which a connection waits for its turn: half of what clients wait for a handshake."""
 _ROOM_SECONDS = 0.1
 """Time between two calls of ``make_room`` while a connection waits."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tunnel_core.wire.frames import Hello
 
 MAX_GONE = 10_000
+"""Nodes without an agent that stay known in memory, about 0.5 KiB each; twice ``[agents] max`` if that is
+more."""
 # difflib takes about 10 us a name, and a mistyped name must not block the event loop of 5,000 nodes.
 _MAX_COMPARED = 300
 

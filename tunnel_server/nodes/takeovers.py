@@ -25,7 +25,8 @@ WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 120.0
 RETRY_SECONDS = 60.0
 EVENT_SECONDS = 45.0
-"""Least time between two events of one node. An agent tries each address of the server, every minute."""
+"""Time between two ``duplicate`` events of one node. A refused agent asks at each address of the server, and
+again each minute."""
 REPLACED_SECONDS = 3600.0
 """Time for which a replaced run is remembered, longer than any wait between two attaches of one agent."""
 MOST_REPLACED = 16

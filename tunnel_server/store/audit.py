@@ -20,9 +20,9 @@ from tunnel_server.store.timestamps import iso_of
 MAX_LISTED = 1000
 _MAX_DETAIL = 512
 _REFUSED_SHARE = 10
-"""Refusals may be one line in ten."""
+"""Part of the lines that refusals may have, because strangers cause them."""
 _SHARE = 100
-"""Lines of one kind about one node or user may be one line in a hundred."""
+"""Part of the lines that one kind about one node or user may have, because others cause them."""
 _LEAST_SHARE = 10
 
 

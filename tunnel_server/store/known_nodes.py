@@ -21,6 +21,7 @@ from tunnel_server.store.database import Connection
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 
 KEEP_UNSEEN = 90 * DAY
+"""Time for which the store knows a node that has neither a certificate nor an agent."""
 _ARRIVALS = (EventKind.ATTACHED, EventKind.RESUMED)
 _DEPARTURES = (EventKind.LOST, EventKind.EXPIRED, EventKind.ENDED)
 

@@ -18,7 +18,8 @@ from certs.files import PRIVATE
 from tunnel_server.store.database import failures
 
 PATIENCE_SECONDS = 3.0
-"""Longest wait for the lock. Commands hold it for a moment; a server holds it as long as it runs."""
+"""Time for which a command, or a server that starts, waits for a store in use. Commands hold the lock for a
+moment."""
 RETRY_SECONDS = 0.05
 _NAME = "store.lock"
 

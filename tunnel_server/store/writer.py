@@ -30,7 +30,8 @@ from tunnel_server.store.database import Connection, DatabaseFailure, StoreError
 from tunnel_server.store.transaction import Transaction
 
 MAX_WAITING = 2000
-"""Pieces that may wait. This many agents can enrol or renew at the same moment, each waiting for the disk."""
+"""Pieces of work that wait for the store: so many agents may enrol or renew at one moment and still wait for
+the disk."""
 TIDY_LINES = 1000
 """Audit lines after which the writer prunes the audit."""
 _MAX_BATCH = 256

@@ -47,10 +47,10 @@ from tunnel_server.store.tokens import Redemption
 _WRONG_TOKENS, _WRONG_EVERY_SECONDS = 20, 6.0
 """Requests with wrong tokens of one IPv4 address or IPv6 /64."""
 _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
-"""Rate of one name. Agents whose certificates are valid for a minute renew every 40 s."""
+"""Certificates of one name. Agents with certificates of a minute ask every 40 s."""
 _RETURN_SECONDS = 0.02
 _RENEWAL_SECONDS = 0.05
-"""Pace of renewals: 72,000 an hour serve any fleet, and a fleet that renews at once delays no stream."""
+"""Time between two renewals: 72,000 an hour. Nobody notices a fleet that renews at one moment."""
 
 
 @dataclass(frozen=True, slots=True)
