@@ -19,6 +19,8 @@ Theory of operation
    off for ever, because the session checks liveness end to end.
 6. The owner task resets an abandoned connection (``grpc_sockets.py``). gRPC would keep it until its queue is
    empty, which never happens on a dead path.
+7. gRPC misses a reset that arrives together with data: it reads the data, the kernel counts 0 bytes left
+   (TCP_INQ), and no further event comes. The next write finds the reset: a ping at the latest.
 
 Other modules decide about attaching, reconnecting and pings. The carrier draws no conclusion from a call's
 status.

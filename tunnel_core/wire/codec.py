@@ -188,7 +188,7 @@ def decode_packet(data: bytes) -> Packet | Malformed:
 
 
 def _read_packet(data: bytes) -> Packet:
-    i = number = ack = arrived = ack_immediately = 0
+    i, number, ack, arrived, ack_immediately = 0, 0, 0, 0, False
     end = len(data)
     frames: list[Frame] = []
     budget: FieldBudget | None = None  # for frames outside the fast path
@@ -217,30 +217,26 @@ def _read_packet(data: bytes) -> Packet:
             if has_attach_frame and len(frames) > 1:
                 _check_attach_frames(frames)
             i = stop
-        elif tag == 0x08:
-            number = data[i]
-            i += 1
-            if number > 127:
-                number, i = rest_of_varint(data, i, number)
-        elif tag == 0x10:
-            ack = data[i]
-            i += 1
-            if ack > 127:
-                ack, i = rest_of_varint(data, i, ack)
         elif tag == 0x2D:
             arrived = int.from_bytes(data[i : i + 4], "little")
             i += 4
-        elif tag == 0x30:
-            ack_immediately = data[i]
+        elif tag in (0x08, 0x10, 0x30):
+            value = data[i]
             i += 1
-            if ack_immediately > 127:
-                ack_immediately, i = rest_of_varint(data, i, ack_immediately)
+            if value > 127:
+                value, i = rest_of_varint(data, i, value)
+            if tag == 0x08:
+                number = value
+            elif tag == 0x10:
+                ack = value
+            else:
+                ack_immediately = value != 0
         else:
             budget = budget or FieldBudget(_MAX_FIELDS)
             i = skip_field(data, i, tag, _KNOWN, budget)
     if i != end or len(frames) > _MAX_FRAMES:
         raise WireFormatError("truncated" if i > end else "too many frames or fields")
-    return _new(Packet, (number, ack, frames, arrived, ack_immediately != 0))
+    return _new(Packet, (number, ack, frames, arrived, ack_immediately))
 
 
 def _check_attach_frames(frames: Sequence[Frame]) -> None:
