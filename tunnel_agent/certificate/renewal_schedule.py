@@ -1,7 +1,7 @@
 """When a running agent renews its certificate. No I/O, clock or randomness.
 
 1. A renewal is due at two thirds of the validity period, spread. The caller passes the wall clock's time at
-   each question, because boards without a battery start in 1970 and learn the time later.
+   each call, because boards without a battery start in 1970 and learn the time later.
 2. After a failure the agent retries after a two hundredth of the period, then doubles the wait up to a
    twentieth. A wait is between a second and an hour, so many tries precede the end.
 3. Two renewals are at least a third of a period apart by the steady clock. With a wall clock that runs
@@ -20,7 +20,8 @@ from certs.life import ValidityPeriod
 POLL_SECONDS = 5.0
 """How often the agent reads the clock and the file's state, which takes some ten microseconds."""
 _FIRST_DIVISOR, _LAST_DIVISOR = 200, 20
-"""First and longest wait after a failed renewal, as parts of the life: many tries before the end."""
+"""First and longest wait after a failed renewal, as parts of the validity period. Many tries precede its
+end."""
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 3600.0
 """Bounds of that wait."""
 _HOPELESS_SECONDS = 300.0

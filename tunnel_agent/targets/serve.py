@@ -24,8 +24,8 @@ _OLD_LABEL = "web"
 more versions."""
 
 _LINE_SECONDS = 60.0
-"""Longest time between two lines about refusals of one kind. A server that was taken over may ask for days
-for what is refused."""
+"""Longest time between two lines about refusals of one kind. A compromised server may request refused
+targets for days."""
 
 
 class Serving:

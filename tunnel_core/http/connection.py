@@ -18,7 +18,7 @@ MAX_READ_AHEAD = 64 * 1024
 them."""
 _LOOK_SECONDS = 1.0
 """Time between two checks of a connection from which nothing is read while its answer is awaited. The end of
-input is no break, and hides one."""
+input is no break, and hides a later break."""
 
 
 class Body(AsyncIterator[bytes]):

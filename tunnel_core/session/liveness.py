@@ -3,7 +3,7 @@
 1. The agent pings every interval, and often while streams move bytes or a pong is late. The server answers,
    and learns from each ping how soon the next one is due, so one ping serves both ends.
 2. A silence of ``missed_pings`` intervals means that the carrier is dead. Because this process may have been
-   paused, two checks in a row, one second apart, must find the silence.
+   paused, two checks in a row must find the silence, the second of them a second later or more.
 3. An answer is late after ``response_timeout_seconds``: ``late_seconds``, or four round trips if they are
    longer. Lateness only makes the agent try another carrier.
 """
@@ -20,7 +20,7 @@ from tunnel_core.wire.errors import ProtocolError
 from tunnel_core.wire.frames import Ping, Welcome
 
 _LATE_ROUND_TRIPS = 4
-_DEAD_PATIENCES = 5
+_DEAD_RESPONSE_TIMEOUTS = 5
 """Least silence of a dead carrier, in response timeouts. A change of the radio cell takes one to three
 seconds, and the carrier survives it. The wait costs nothing, because the agent tries other carriers
 meanwhile."""
@@ -227,7 +227,8 @@ class Liveness:
         """Return how long a silence must last, while answers are due, until the carrier is dead."""
         timeout = self.response_timeout_seconds
         while_active = self._missed_allowed * self._active_interval + timeout
-        return min(self._missed_allowed * self._interval, max(while_active, _DEAD_PATIENCES * timeout))
+        least = _DEAD_RESPONSE_TIMEOUTS * timeout
+        return min(self._missed_allowed * self._interval, max(while_active, least))
 
     def _confirm_silence(self, silence: float) -> None:
         """Declare the peer dead only if two checks in a row find silence."""

@@ -9,8 +9,8 @@ The module has no I/O, clock or randomness: the caller passes the time as ``now`
    receipts back and retransmits their content in new packets, because a packet itself is never retransmitted.
    Numbers keep rising. So the first number on a carrier may skip some, and an ack of a number that was taken
    back acknowledges nothing. No sample of a round trip or a rate spans two carriers (Karn's algorithm).
-3. Every packet carries an ack; ``congestion/acks.py`` decides when a bare ack leaves. ``send_budget`` there
-   limits what may leave, by the congestion controller and by the rate cap.
+3. Every packet carries an ack; ``congestion/acks.py`` decides when a bare ack leaves.
+   ``congestion/send_budget.py`` limits what may leave, by the congestion controller and by the rate cap.
 4. ``liveness.py`` decides whether the peer is late or dead. A peer that answers pings but acknowledges
    nothing for ``confirm_timeout_seconds`` is stalled: that ends the session.
 5. Only a numbered ``bye``, once acknowledged, ends a session on purpose.
@@ -52,7 +52,7 @@ _PACKET_BYTES, _FRAME_BYTES = 48, 12
 
 
 class UseRejectedError(Exception):
-    """The server refuses to move to the carrier that the agent uses; ``reason`` gives the cause."""
+    """Raised when the server refuses to move to the carrier that the agent uses; ``reason`` is the cause."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -88,7 +88,7 @@ class SessionProtocol:
         self.mux = mux
         self.congestion = CongestionController(limits, now) if limits.flight_limit else NoLimit(limits, now)
         self.liveness = Liveness(limits, welcome, profile, pings=pings, now=now)
-        self.allowance = SendBudget(self.congestion, cap)
+        self.send_budget = SendBudget(self.congestion, cap)
         """Its ``due`` is when ``next_packet`` may find room for the data that has none now."""
         self.peer_bye: Bye | None = None
         self.peer_draining = False
@@ -121,7 +121,7 @@ class SessionProtocol:
         if self._unnumbered:
             frames, self._unnumbered = self._unnumbered, []
             return self._unnumbered_packet(frames)
-        self.allowance.due = math.inf
+        self.send_budget.due = math.inf
         unconfirmed = self.mux.unconfirmed
         receipt: list[Receipt] = []
         frames = self._take_stream_frames(receipt, now) if self.mux.has_work else []
@@ -143,7 +143,7 @@ class SessionProtocol:
 
     def _take_stream_frames(self, receipt: list[Receipt], now: float) -> list[Frame]:
         """Return the streams' frames for a packet; add to ``receipt`` what to retransmit after a loss."""
-        budgets = self.allowance.packet_budgets(now)
+        budgets = self.send_budget.packet_budgets(now)
         if budgets is None:
             self.congestion.note_app_limited()  # the cap limits the rate: no sample of the path
             return []
@@ -172,7 +172,7 @@ class SessionProtocol:
             return True
         if not self.mux.has_data:
             return False
-        budgets = self.allowance.packet_budgets(now)
+        budgets = self.send_budget.packet_budgets(now)
         return budgets is not None and self.mux.may_send(*budgets)
 
     def send_bye(self, reason: Reason, detail: str) -> None:
@@ -298,7 +298,7 @@ class SessionProtocol:
         """Return when to call ``tick`` next, in the clock of ``now``."""
         if not self._has_carrier:
             return math.inf
-        deadline = min(self._ack_scheduler.due, self.allowance.due, self.liveness.deadline())
+        deadline = min(self._ack_scheduler.due, self.send_budget.due, self.liveness.deadline())
         if self._sent:
             deadline = min(deadline, self._progress_at + self._limits.confirm_timeout_seconds)
         return min(deadline, self.unanswered_until()) if self.grace_is_short else deadline
@@ -348,9 +348,9 @@ class SessionProtocol:
 
     def _budget_due(self, now: float) -> bool:
         """Return whether data may find room again; True only once, because the carrier may be busy."""
-        if now < self.allowance.due:
+        if now < self.send_budget.due:
             return False
-        self.allowance.due = math.inf
+        self.send_budget.due = math.inf
         return True
 
     def ping_now(self, now: float) -> None:

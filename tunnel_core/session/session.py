@@ -239,7 +239,7 @@ class Session:
             self.on_event(self, SessionEvent.RESUMED)
 
     def carrier_lost(self, detail: str) -> None:
-        """Enter the grace: the carrier broke. Only ``bye`` ends a session, whatever status the call has."""
+        """Enter the grace, or end a session that has none. The status of the call makes no difference."""
         self._lose(Reason.CARRIER_LOST, detail)
 
     def _lose(self, reason: Reason, detail: str) -> None:
@@ -314,16 +314,16 @@ class Session:
                 self._carriage.send_deferred()
             packet = protocol.next_packet(now)
             if packet is None:
-                if protocol.allowance.due < timer.wake_at:
-                    timer.wake_by(protocol.allowance.due)
+                if protocol.send_budget.due < timer.wake_at:
+                    timer.wake_by(protocol.send_budget.due)
                 return None
             if not self._opener and protocol.late_at() < timer.wake_at:
                 timer.wake_by(self._late_event_at())
             if protocol.grace_is_short:
                 timer.wake_by(protocol.unanswered_until())
             data = encode_packet(*packet)
-            if protocol.allowance.cap is not None:
-                protocol.allowance.cap.take(len(data), now)
+            if protocol.send_budget.cap is not None:
+                protocol.send_budget.cap.take(len(data), now)
             return data
         except Exception:
             _log.exception("no packet could be made for %s", self.node)

@@ -157,7 +157,7 @@ def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
         while packet := site.server.next_packet(site.now):
             sent.append(packet)
     assert 0 < site.mux.unconfirmed <= site.server.congestion.limit
-    assert not site.server.may_send(site.now) and site.server.allowance.due == math.inf
+    assert not site.server.may_send(site.now) and site.server.send_budget.due == math.inf
     site.server.receive(Packet(0, sent[-1].number, ()), 10, site.now)
     assert site.server.may_send(site.now)
 
@@ -185,11 +185,11 @@ def test_paced_bytes_get_one_time_at_which_they_may_leave() -> None:
     server = site.server
     for _ in range(1000):
         site.run(0.001)
-        if site.now < server.allowance.due < math.inf:
+        if site.now < server.send_budget.due < math.inf:
             break
-    due = server.allowance.due
+    due = server.send_budget.due
     assert server.deadline() <= due < math.inf
-    assert server.tick(due) and server.allowance.due == math.inf
+    assert server.tick(due) and server.send_budget.due == math.inf
     assert not server.tick(due)  # while a write is under way no packet is requested, and no timer runs
     assert server.next_packet(due) is not None
 
@@ -236,7 +236,7 @@ def test_a_session_without_data_is_not_held_by_the_cap() -> None:
     site.open()
     cap.take(100_000, site.now)
     assert site.server.next_packet(site.now) is None
-    assert site.server.allowance.due == math.inf and not cap.delayed_seconds
+    assert site.server.send_budget.due == math.inf and not cap.delayed_seconds
 
 
 def test_the_timer_does_not_spin() -> None:
