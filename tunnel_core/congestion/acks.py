@@ -3,7 +3,7 @@
 1. Every packet that leaves carries the newest acknowledgement. A bare acknowledgement costs a gRPC message,
    so the receiver sends one only in three cases:
    - immediately, when the sender requests it (QUIC's IMMEDIATE_ACK, draft-ietf-quic-ack-frequency). Only
-     the sender knows how much of its bytes in flight are 8 ms of the link, or that it waits;
+     the sender knows how many bytes its link carries in a few milliseconds, or that it waits for room;
    - after ``ack_every_bytes``, whatever the sender requests;
    - after ``delay_seconds``, for transfers that end without a request.
 2. The acknowledgement carries the receiver's clock at the arrival of the newest acknowledged packet. So the

@@ -65,8 +65,8 @@ _ACK_REQUEST_SECONDS = 0.006
 _MIN_ACK_REQUEST_BYTES = 4 * KIB
 """16 ms of 2 Mbit/s, where a bare acknowledgement is 3 % of the bytes it acknowledges."""
 _INITIAL_ACK_REQUEST_BYTES = 1 * KIB
-"""A new carrier requests one with its first packet of bulk, because earlier samples hold the receiver's
-delay."""
+"""A new carrier requests an acknowledgement with its first packet of bulk, because earlier samples hold the
+receiver's delay."""
 _UNCOUNTED_BYTES = 2 * KIB
 _COUNT_SECONDS = 0.02
 """On short paths, with at most that many bytes in flight, one packet in this time is counted."""
@@ -188,7 +188,7 @@ class CongestionController:
         return max(0, room if self._short_path else int(min(room, ahead - self._pacer.bytes_ahead(now))))
 
     def deadline(self) -> float:
-        """Return when pacing allows bulk again; infinity if the last ``room`` was not 0 because of pacing."""
+        """Return when pacing allows bulk again; infinity unless pacing made the last ``room`` 0."""
         return self._pacer.deadline
 
     def note_app_limited(self) -> None:
@@ -289,7 +289,7 @@ class CongestionController:
         self._round_bytes += sample.size
 
     def _record_queue(self, sample: Sample) -> float:
-        """Return the sample's queue in seconds, without the packet's own send time: 8 ms of 2 Mbit/s."""
+        """Return the sample's queue in seconds, without the packet's own send time: 5 ms of 2 Mbit/s."""
         rate, slack = self.rate_bytes_per_second, self._slack
         send_seconds = min(sample.size, self.packet_bytes) / max(1.0, rate)
         self._queue = max(0.0, sample.queue - min(send_seconds, slack))

@@ -3,8 +3,9 @@
 1. The in-flight limit (``controller.py``) bounds bulk. The cap (``token_bucket.py``) bounds all that streams
    send, but never pings, acknowledgements or the frames of the session itself. Those become a debt of the
    cap, which the streams pay.
-2. A session that finds no room asks again at ``due``. Each question clears ``due``, and so does a busy
-   carrier; else a timer would fire again and again while a write is under way.
+2. A session that finds no room asks again at ``due``. Each call of ``packet_budgets`` sets ``due`` anew. The
+   session clears ``due`` when the time has come, because the carrier may be busy. Otherwise a timer would
+   fire again and again while a write is under way.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 1. The bytes taken in any window of t seconds are at most ``rate * t + burst``, as long as the caller takes no
    more than ``room``.
-2. ``take`` never refuses, because acknowledgements and pings must leave; else a full bucket would look like a
-   dead link. Bytes beyond the room are a debt, which is paid back before there is room again.
+2. ``take`` never refuses, because acknowledgements and pings must leave; else an empty bucket would look like
+   a dead link. Bytes beyond the room are a debt, which is paid back before there is room again.
 3. Room below one piece counts as none, and ``deadline`` waits for a piece. A packet for every few bytes would
    be all framing.
 4. A caller that has bytes and finds no room calls ``note_blocked``. The time from there to the next ``take``,
