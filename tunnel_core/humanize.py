@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 
 def as_moment(moment: datetime) -> str:
-    """Return a time to the second, for tables and sentences. Raises ``ValueError`` for one without a zone."""
+    """Return a time to the second, for tables and sentences. Raises ``ValueError`` if it has no zone."""
     return _in_utc(moment).isoformat(" ", "seconds").replace("+00:00", "Z")
 
 

@@ -1,8 +1,8 @@
 """Identities: SPIFFE IDs, which come only from the URI SAN of a verified leaf certificate.
 
 https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, but narrower. The path is exactly
-``/node/<name>``, ``/server/<replica>`` or ``/user/<name>``. A path that is percent-encoded, upper case, empty
-or has dot segments is refused and not normalised.
+``/node/<name>``, ``/server/<replica>`` or ``/user/<name>``. A path that is empty, or has upper case,
+percent-encoding or dot segments, is refused and not normalised.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Dial carriers over gRPC, for agents. ``grpc_call.py`` has the theory; ``http2/carrier.py`` is the server's
-side."""
+"""Dial carriers over gRPC, for agents.
+
+``grpc_call.py`` has the theory of operation; ``http2/carrier.py`` is the server's side.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +77,8 @@ def _target(settings: DialSettings) -> str:
     ``ipv6:`` accepts IPv4-mapped addresses, so one target holds both families in their order. gRPC dials
     these over IPv4 where the machine has no IPv6 (``grpc_create_dualstack_socket``).
     """
-    if (
-        settings.proxy_url
-    ):  # gRPC uses a proxy for dns: only, and looks up no name: the proxy's URL has an address
+    # gRPC uses a proxy for dns: only. It looks up no name then, because the proxy's URL has an address.
+    if settings.proxy_url:
         return f"dns:///{settings.server}"
     host, port = split_host_port(settings.server)
     addresses = settings.addresses or (host,)

@@ -1,8 +1,8 @@
 """The interface between a session and its carrier. Knows no gRPC.
 
-A carrier moves packets in order until it breaks.
-``grpc_client.py`` dials carriers for agents, and ``http2/carrier.py`` is the server's side. The carrier in
-``tests/support/fakes/memory_carrier.py`` moves packets in memory.
+A carrier moves packets in order until it breaks. ``grpc_client.py`` dials carriers for agents, and
+``http2/carrier.py`` is the server's side. The carrier in ``tests/support/fakes/memory_carrier.py`` moves
+packets in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 class CarrierFailed(Exception):  # noqa: N818 - named by what happened
     """Raised when no carrier could be made. ``detail`` has the cause, for people and logs only.
 
-    ``timed_out``: the server sent no answer; it refused and broke nothing.
+    ``timed_out``: the server sent no answer in time, not even a refusal or a reset.
     """
 
     def __init__(self, detail: str, *, timed_out: bool = False) -> None:

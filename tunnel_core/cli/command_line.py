@@ -97,7 +97,7 @@ _COMMANDS_OF = {
 }
 """Commands that only one program has, for a hint if a user gives their name to another program."""
 _SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
-"""Names that people type from habit, and the command that does it."""
+"""Names that people type from habit, each with the command that is meant."""
 _ELSEWHERE = {
     ("node", "list"): "qanat nodes",
     ("node", "status"): "qanat nodes",
@@ -108,7 +108,7 @@ _ELSEWHERE = {
     ("user", "add"): "qanat-server issue user NAME",
     ("issue", "list"): "qanat-server cert list",
 }
-"""Names that people expect in a group, and the whole command that does it."""
+"""Names that people expect in a group, each with the whole command that is meant."""
 
 
 class CommandGroup(click.Group):

@@ -1,5 +1,4 @@
-"""The command ``completion`` of all three programs, which prints or installs the shell's completion
-script."""
+"""The command ``completion`` of all three programs: print or install the shell's completion script."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One command. ``options`` are pairs of spelling and meaning; ``is_group`` has subcommands."""
+    """One command, with subcommands if ``is_group``. ``options`` are pairs of spelling and meaning."""
 
     name: str
     usage: str

@@ -56,7 +56,7 @@ def entrance_label(entrance: str) -> str:
 
 
 class InvalidValueError(ValueError):
-    """A value is not valid. ``key`` names a key inside the section, if the section was checked as a whole."""
+    """Raised for an invalid value. ``key`` is a key in the section, if the section was checked as a whole."""
 
     def __init__(self, message: str, fix: str = "", key: str = "") -> None:
         super().__init__(message, fix, key)

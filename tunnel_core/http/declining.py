@@ -24,8 +24,8 @@ from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.sockets import SocketStream
 
 Decline: TypeAlias = Callable[[SocketStream, Refused], Awaitable[None]]
-"""Answers and closes; the caller sets a deadline. Raises ``trio.BrokenResourceError`` if the client has
-left."""
+"""Answers and closes a connection, within the caller's deadline. Raises ``trio.BrokenResourceError`` if the
+client has left."""
 
 MAX_DECLINING = 64
 """Limit of refused connections of one listener that are answered at once."""

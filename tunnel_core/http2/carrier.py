@@ -388,6 +388,7 @@ async def serve_carriers(
     """Serve until the end of the body, and then end the remaining carriers.
 
     ``on_carrier`` must not block or raise, and must start or abandon each carrier in the end.
+    While ``max_carriers`` calls are open, a further call ends with ``RESOURCE_EXHAUSTED``.
     """
     server = CarrierServer(on_carrier, limits, max_carriers, nursery)
     await nursery.start(server.run)

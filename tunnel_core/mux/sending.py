@@ -44,10 +44,9 @@ class Sending:
 
     def __init__(self, limits: Limits, send_pool: SendPool, wake_later: Callable[[float], None]) -> None:
         self.limits = limits
-        self.wake: Callable[[], None] = _do_nothing  # a frame is ready to send
-        self.wake_for_data: Callable[[], None] = (
-            _do_nothing  # data is ready to send, and a user may wait for it
-        )
+        # Called when a frame is ready to send; the second when it is data, which a user may wait for.
+        self.wake: Callable[[], None] = _do_nothing
+        self.wake_for_data: Callable[[], None] = _do_nothing
         self._wake_later = wake_later
         self.unconfirmed = 0  # bytes of all streams sent on the carrier and not acknowledged
         self.retained_bytes = 0  # these and the bytes taken back: this session's part of ``send_pool``

@@ -65,8 +65,8 @@ class StreamState:
 
     ``on_readable`` is called when there are bytes to read, when the peer ended its half, and when the stream
     was reset. ``on_writable`` is called when there is room to send, if ``awaits_room`` is set; when the open
-    was answered; and when the stream was reset. Neither may block or raise. The mux calls none of them after
-    it forgot the stream.
+    was answered; and when the stream was reset. Neither may block or raise, and the mux calls neither
+    after it forgot the stream.
     """
 
     __slots__ = (
@@ -111,16 +111,15 @@ class StreamState:
         self.discarding = False  # this end discards what arrives
         self.on_readable: Callable[[], None] = _do_nothing
         self.on_writable: Callable[[], None] = _do_nothing
-        self.on_opened: Callable[[], None] = (
-            _do_nothing  # called once, when the peer has connected to the target
-        )
+        # Called once, when the peer has connected to the target.
+        self.on_opened: Callable[[], None] = _do_nothing
         self.awaits_room = False  # the owner waits for room in ``send``
         self.listed = False  # is in the scheduler's new or old list
         self.deficit = 0
         self.emitted = 0  # control bits that were sent
         self.control_queued = False  # is in the control queue
         self.pending = 0  # control bits to be sent
-        self.done = 0  # control that the peer confirmed
+        self.done = 0  # control bits that the peer acknowledged
 
     # Called by the owner.
 

@@ -29,7 +29,7 @@ _REQUEST = "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Unhealthy(Exception):  # noqa: N818 - named by the state that it reports
-    """No healthy program answers. The text is a sentence for the user."""
+    """Raised when no healthy program answers. The text is a sentence for the user."""
 
 
 class OpsEndpoint(NamedTuple):

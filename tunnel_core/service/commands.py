@@ -128,7 +128,7 @@ def _need_root(machine: Machine, program: str, verb: str) -> None:
 def _show_installed(
     plan: ServicePlan, machine: Machine, state: UnitState, done: list[str], as_json: bool
 ) -> None:
-    obstacle = "" if state.active == "active" else _why_not_running(machine, plan)
+    problem = "" if state.active == "active" else _why_not_running(machine, plan)
     steps = list(plan.next_steps) if state.active == "active" else []
     if as_json:
         print_json(
@@ -143,7 +143,7 @@ def _show_installed(
         return
     for note in plan.notes:
         click.echo(f"note: {note}")
-    click.echo(f"\n{obstacle or f'{plan.spec.unit} runs, and starts again at each boot.'}")
+    click.echo(f"\n{problem or f'{plan.spec.unit} runs, and starts again at each boot.'}")
     if steps:
         click.echo("\nNext:\n" + "\n".join(f"  {step}" for step in steps))
 

@@ -42,7 +42,7 @@ class Account:
 
 
 class MachineError(Exception):
-    """A step on the machine failed. The text is a sentence for the user, with the next step."""
+    """Raised when a step on the machine failed. The text is a sentence for the user, with the next step."""
 
 
 class Machine(Protocol):

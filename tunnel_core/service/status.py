@@ -48,7 +48,7 @@ class UnitState:
     drop_ins: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """State and last exit in a few words."""
+        """Return the state and the last exit in a few words."""
         state = f"{self.active} ({self.detail})" if self.detail else self.active or "unknown"
         return f"{state}, last exit: {self.last_exit}" if self.last_exit else state
 

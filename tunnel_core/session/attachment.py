@@ -2,8 +2,8 @@
 
 1. The attachment is the carrier's port until the last frame of the attach has left. Then the session becomes
    the port, so its packets pass through no code of the attach.
-2. An attach is bounded: the server decodes at most 96 KiB of it. An attachment that has settled without a
-   session decodes no further packet.
+2. An attach is bounded: the server decodes at most ``max_attach_bytes`` of it. An attachment that has settled
+   without a session decodes no further packet.
 3. An attachment that lost a race, or that its session moved away from, is abandoned, and later packets over
    its carrier are dropped. So two carriers never move the packets of one session at the same time.
 """

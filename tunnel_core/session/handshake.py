@@ -24,7 +24,7 @@ _RETRY_MS = 300_000
 
 
 class AttachRejected(Refused):
-    """The server rejected the attach; ``retry_after_seconds`` is when to retry, or 0 for no advice."""
+    """Raised when the server rejected the attach. ``retry_after_seconds``: when to retry; 0 for no advice."""
 
     def __init__(self, rejected: Rejected) -> None:
         reason = Reason.PROTOCOL_ERROR if rejected.reason is Reason.DONE else rejected.reason

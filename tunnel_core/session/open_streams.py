@@ -100,7 +100,7 @@ class OpenStreams:
         return self._closed_out + sum(stream.bytes_out for stream in self.all.values())
 
     def note_change(self) -> None:
-        """Wake ``wait_change``: a stream was closed or left the mux, or the session has ended."""
+        """Wake ``wait_change``: a stream was closed, the mux is empty, or the session has ended."""
         if self._changed is not None:
             self._changed.set()
 

@@ -17,7 +17,7 @@ from tunnel_core.session.state import Loss
 class FlightStatistics:
     """Estimates of the path to the peer, and the congestion window.
 
-    The rate and the round trip are 0 until a bulk transfer has moved.
+    The rate and the round trip are 0 until the peer acknowledged a packet on this carrier.
     """
 
     in_flight: int = 0
