@@ -1,4 +1,4 @@
-"""``python -m tunnel_agent``, with which the running agent starts a renewal, wherever its script is."""
+"""Run ``qanat-agent`` by its module, as a running agent does for a renewal, wherever the script is."""
 
 from tunnel_agent.entry import entry_point
 

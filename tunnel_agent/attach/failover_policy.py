@@ -95,8 +95,9 @@ class _Attempt:
 class FailoverPolicy:
     """Attempts of one session. The caller calls ``poll`` at ``due`` and after every event.
 
-    ``attempt_seconds``: mean time between two attempts while the trouble is young. All times are in seconds
-    of one clock.
+    ``response_timeout_seconds``: time after which an attempt fails. ``max_wait_seconds``: the cap of the
+    back-off. ``attempt_seconds``: mean time between two attempts while the trouble is young. All times are in
+    seconds of one clock.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class AttachLoop:
     async def run(self) -> None:
         """Stay attached until the first end or failure after ``state.stopping``.
 
-        Cancellation ends the session without a farewell.
+        Cancellation ends the session without a ``bye``.
         """
         while not self._state.is_stopping:
             if await self._attach_with_retries() is not Reason.UNKNOWN_SESSION:

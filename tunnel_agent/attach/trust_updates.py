@@ -57,7 +57,7 @@ class TrustUpdates:
         if set(received) == set(known):
             return bundle
         added, dropped = _fingerprints(received, known), _fingerprints(known, received)
-        log_event(_log, logging.WARNING, "the server told of other roots", added=added, dropped=dropped)
+        log_event(_log, logging.WARNING, "the server sent other roots", added=added, dropped=dropped)
         roots_pem = b"".join(received)
         self._nursery.start_soon(self._store, roots_pem)
         return replace(bundle, roots_pem=roots_pem)

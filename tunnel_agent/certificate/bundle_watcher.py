@@ -32,7 +32,7 @@ class BundleWatcher:
         return self.bundle.identity.name
 
     def reload_if_changed(self) -> bool:
-        """Read the file if it changed; whether the bundle is another one now.
+        """Read the file if it changed. Return whether the bundle is another one now.
 
         A file that cannot be used is logged once, and the old bundle stays.
         """

@@ -1,6 +1,6 @@
 """Requests of a node to its server over HTTPS: roots and certificates (EST, RFC 7030), and the join page.
 
-Each request has its own connection, because each trusts other roots.
+Each request has its own connection, because the requests trust different roots.
 """
 
 from __future__ import annotations

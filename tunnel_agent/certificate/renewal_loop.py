@@ -69,7 +69,7 @@ class Renewal:
                 await self._renew()
 
     def _reload(self, *, renewed: bool) -> bool:
-        """Load the bundle if its file changed; whether the certificate is another one now."""
+        """Load the bundle if its file changed. Return whether the certificate is another one now."""
         old_chain_pem = self._watcher.bundle.chain_pem
         if not self._watcher.reload_if_changed():
             return False

@@ -46,7 +46,7 @@ class JoinEnvironment:
         return cls(server, environ.get(NODE, ""), environ.get(TOKEN_FILE, ""), environ.get(TOKEN, ""))
 
     def arguments(self, config: Path | None) -> list[str]:
-        """Arguments of ``qanat-agent join``."""
+        """Return the arguments of ``qanat-agent join``."""
         name = ["--name", self.node] if self.node else []
         token = ["--token-file", self.token_file] if self.token_file else []
         return [*name, *token, *(["--config", str(config)] if config else []), "--", self.server]

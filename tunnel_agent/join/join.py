@@ -6,7 +6,7 @@
 2. The key is on the disk (``Files.unfinished``) before the join sends the request, and is removed at the end.
    A join that runs again after an interruption uses the same key, which the server counts as the same use of
    the token. If only the configuration was missing, the join writes that.
-3. A node that has joined already only attaches once, without ``--again``.
+3. Without ``--again``, a node that has joined already only attaches once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 1. One netlink socket receives a message for each change of links, addresses, routes or rules. The watcher
    does not read its content, because a cluster's node gets hundreds of messages an hour for pods. So an
-   overrun (ENOBUFS) loses nothing: it only says again that something changed.
+   overrun (ENOBUFS) loses nothing: it only announces again that something changed.
 2. The watcher waits for the end of a burst. Then a second socket asks the kernel for the route to each
    address of the server. The kernel answers within the call, which takes some 30 us. ``RouteChange`` decides
    whether the answers are a change.

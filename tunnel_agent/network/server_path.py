@@ -45,7 +45,7 @@ _PROXY_ANSWERS = {
 
 
 class ConnectionLost(CheckFailed):
-    """The other end closed the connection without a reason, so a retry may succeed."""
+    """Raised when the other end closed the connection without a reason, so that a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class UnreadableToken(ValueError):  # noqa: N818 - named after the state
-    """The file in ``[ops] bearer_file`` cannot be read. The text is a sentence for the user."""
+    """Raised when the file of ``[ops] bearer_file`` cannot be read. The text is a sentence for the user."""
 
 
 def fetch_status(ops: Ops) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class AllowEntry:
     last_port: int = 0
 
     def __str__(self) -> str:
-        """The entry as a line of ``allow``."""
+        """Return the entry as a line of ``allow``."""
         if self.unix_path:
             return f"unix:{self.unix_path}"
         ports = str(self.first_port)
@@ -115,7 +115,7 @@ class Destination:
     target: Target
     service: Published | None = None
     is_named: bool = False
-    """An entry names the host itself, so it allows what the host resolves to."""
+    """Whether a service or an entry names the host itself, and so allows the addresses of its name."""
 
     @property
     def is_https(self) -> bool:
@@ -286,7 +286,7 @@ class Policy:
 
 
 def _find(entries: Iterable[AllowEntry], target: Target) -> Destination | None:
-    """What a target that is no service means; None if it is surely not allowed."""
+    """Return the destination of a target that is no service; None if no address could make it allowed."""
     if target.unix_path:
         named = any(entry.unix_path == target.unix_path for entry in entries)
     else:

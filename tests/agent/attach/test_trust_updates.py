@@ -83,7 +83,7 @@ async def test_accepted_roots_are_used_and_kept(tmp_path: Path, caplog: pytest.L
     assert read_bundle(agent.file) == replace(before, roots_pem=NEW + OLD)
     assert stat.S_IMODE(agent.file.stat().st_mode) == 0o600
     [line] = caplog.records
-    assert line.message == "the server told of other roots"
+    assert line.message == "the server sent other roots"
     assert re.fullmatch("[0-9a-f]{16}", line.fields["added"])  # type: ignore[attr-defined]
     assert "dropped" not in line.fields  # type: ignore[attr-defined]
 

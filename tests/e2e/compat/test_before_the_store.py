@@ -127,4 +127,4 @@ async def test_a_whole_rotation_begins_on_it(tmp_path: Path) -> None:
             agent.signal(signal.SIGTERM)
             await stream.aclose()
         async with running(old.agent(AGENT)) as agent:
-            await agent.line("the server told of other roots")
+            await agent.line("the server sent other roots")

@@ -111,7 +111,7 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
         node = write_node(site, leaf_of(tmp_path, Role.NODE, "edge1"))
         await take(site, "add")
         async with running(agent_of(site)) as agent:
-            told = await agent.line("the server told of other roots")
+            told = await agent.line("the server sent other roots")
             assert "dropped" not in told
             await server.line("node edge1 attached")
             await until_roots(node, 2)
@@ -129,7 +129,7 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
             await take(site, "retire")  # no access would end, so no force is needed
             await say(stream, b"retired")
         async with running(agent_of(site)) as agent:
-            told = await agent.line("the server told of other roots")
+            told = await agent.line("the server sent other roots")
             assert "added" not in told
             await until_roots(node, 1)
         assert old.authority.root_pin not in roots_in(node)
