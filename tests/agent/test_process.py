@@ -70,9 +70,9 @@ async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
 
     def used(attempt: Attachment) -> None:
         assert attempt.steps.hello is not None
-        said, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
+        sent_hello, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
-        links.append(Session(said, answered, opener=True, node="edge1", limits=limits, pool=pool))
+        links.append(Session(sent_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
         links[0].move_to(attempt, 0)
 
     steps = ServerHandshake(lambda _: welcome(Limits()))
@@ -228,8 +228,8 @@ async def test_check_and_version_print_json(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text("")
     checked = await run_command("check", "--json", "--config", str(tmp_path / "agent.toml"))
     assert checked.returncode == 2
-    told = json.loads(checked.stdout)
-    assert (told["ok"], told["findings"][0]["verdict"]) == (False, "fail")
+    report = json.loads(checked.stdout)
+    assert (report["ok"], report["findings"][0]["verdict"]) == (False, "fail")
     version = await run_command("version", "--json")
     assert "grpcio" in json.loads(version.stdout)
 

@@ -25,14 +25,14 @@ ISSUING = pki.authority().issuing.certificate_pem
 LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
-@pytest.mark.parametrize("told", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
-def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
-    assert b"".join(accepted_roots(told, OLD)) == (OLD if told == OLD + OLD else told)
+@pytest.mark.parametrize("received", [OLD, OLD + NEW, NEW + OLD, OLD + NEW + THIRD, OLD + OLD])
+def test_roots_that_keep_one_of_the_agents_are_accepted(received: bytes) -> None:
+    assert b"".join(accepted_roots(received, OLD)) == (OLD if received == OLD + OLD else received)
     assert accepted_roots(NEW, OLD + NEW) == [NEW]  # the last step of a rotation
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("received", "why"),
     [
         (NEW, "none of the roots that are trusted now"),
         (NEW + THIRD, "none of the roots that are trusted now"),
@@ -45,9 +45,9 @@ def test_roots_that_keep_one_of_the_agents_are_accepted(told: bytes) -> None:
         (b"\xff", "not plain text"),
     ],
 )
-def test_other_roots_are_refused(told: bytes, why: str) -> None:
+def test_other_roots_are_refused(received: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        accepted_roots(told, OLD)
+        accepted_roots(received, OLD)
 
 
 def test_too_many_are_not() -> None:
@@ -57,9 +57,9 @@ def test_too_many_are_not() -> None:
 
 
 @given(st.binary(max_size=2000) | st.binary(max_size=300).map(lambda more: OLD + more))
-def test_bytes_give_roots_or_a_value_error(told: bytes) -> None:
+def test_bytes_give_roots_or_a_value_error(received: bytes) -> None:
     with contextlib.suppress(ValueError):
-        accepted_roots(told, OLD)
+        accepted_roots(received, OLD)
 
 
 class Agent:
@@ -127,8 +127,8 @@ async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
         agent.roots._nursery = nursery
         agent.receive_roots(OLD)
     assert agent.bundle.roots_pem == OLD
-    said = [line for line in caplog.messages if "lost at the next start" in line]
-    assert len(said) == 1
+    warnings = [line for line in caplog.messages if "lost at the next start" in line]
+    assert len(warnings) == 1
 
 
 async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:

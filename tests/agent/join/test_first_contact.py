@@ -44,12 +44,12 @@ def shifted(by: datetime.timedelta) -> Callable[[], datetime.datetime]:
 
 
 def contact_with(issuing: Issuing, token: Token, port: int = 0) -> Contact:
-    def way_to(address: str) -> ServerPath:
+    def path_to(address: str) -> ServerPath:
         return ServerPath(agents_port(address), "edge1", ProxyChoice(environment={}), 5.0, None)
 
     port = port or int(issuing.address.rpartition(":")[2])
-    way = ServerPath(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
-    return Contact(way, token, way_to, utc)
+    path = ServerPath(https_port(f"localhost:{port}"), "edge1", ProxyChoice(environment={}), 5.0, None)
+    return Contact(path, token, path_to, utc)
 
 
 UNTIL_PROVEN = ["dns", "tcp", "pin", "tls", "clock", "certificate"]

@@ -94,12 +94,12 @@ def test_no_join_without_the_variables_or_beside_a_bundle(tmp_path: Path) -> Non
 
 
 def test_the_variables_become_a_join() -> None:
-    told = JoinEnvironment.of(
+    given = JoinEnvironment.of(
         {"QANAT_SERVER": "s:1", "QANAT_NODE": "n", "QANAT_TOKEN_FILE": "/t", "QANAT_TOKEN": "x"}
     )
-    assert told is not None
-    assert told.arguments(Path("/c")) == ["--name", "n", "--token-file", "/t", "--config", "/c", "--", "s:1"]
-    assert "'x'" not in repr(told)
+    assert given is not None
+    assert given.arguments(Path("/c")) == ["--name", "n", "--token-file", "/t", "--config", "/c", "--", "s:1"]
+    assert "'x'" not in repr(given)
 
 
 async def test_a_named_configuration_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

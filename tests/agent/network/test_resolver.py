@@ -183,9 +183,9 @@ async def test_check_and_join_ask_the_same_resolver() -> None:
     hosts = Hosts(NAME, "127.0.0.1")
     async with open_server() as site:
         port = agents_port(f"{NAME}:{site.port}")
-        way = ServerPath(port, "edge1", ProxyChoice(environment={}), 5.0, None, hosts.resolve)
+        path = ServerPath(port, "edge1", ProxyChoice(environment={}), 5.0, None, hosts.resolve)
         findings: list[CheckResult] = []
-        assert await take_steps(way.steps(), findings.append), findings
+        assert await take_steps(path.steps(), findings.append), findings
 
 
 def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
@@ -198,9 +198,9 @@ def test_nothing_else_of_the_agent_asks_a_resolver() -> None:
 
 
 async def test_a_silent_resolver_is_named_with_its_cure() -> None:
-    way = ServerPath(agents_port(f"{NAME}:7001"), "edge1", ProxyChoice(environment={}), 0.1, None, silent)
+    path = ServerPath(agents_port(f"{NAME}:7001"), "edge1", ProxyChoice(environment={}), 0.1, None, silent)
     findings: list[CheckResult] = []
-    await take_steps(way.steps(), findings.append)
+    await take_steps(path.steps(), findings.append)
     assert [(found.step, found.verdict) for found in findings] == [("dns", Verdict.FAIL)]
     assert "getent hosts" in findings[0].fix
 

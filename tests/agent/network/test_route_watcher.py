@@ -29,7 +29,7 @@ class Kernel:
             sock.setblocking(False)
         monkeypatch.setattr(route, "_open_netlink", self._open)
         monkeypatch.setattr(RouteWatcher, "_answers", lambda watcher, _: self._answers(watcher))
-        self.way: KernelRoute | None = KernelRoute(2, "192.168.1.10", "192.168.1.1")
+        self.current_route: KernelRoute | None = KernelRoute(2, "192.168.1.10", "192.168.1.1")
         self.asked = 0
 
     def _open(self, groups: int) -> socket.socket:
@@ -37,7 +37,7 @@ class Kernel:
 
     def _answers(self, watcher: RouteWatcher) -> Iterator[tuple[str, KernelRoute | None]]:
         self.asked += 1
-        return ((address, self.way) for address in watcher._change.addresses)
+        return ((address, self.current_route) for address in watcher._change.addresses)
 
     def close(self) -> None:
         for sock in (self.events, self.announcer, self.questions, self.far):
@@ -51,7 +51,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made.close()
 
 
-class Told:
+class ChangeCounter:
     """Counts changes, and wakes who waits for the next."""
 
     def __init__(self) -> None:
@@ -69,35 +69,35 @@ class Told:
 
 
 async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: trio.Nursery) -> None:
-    told = Told()
-    watcher = RouteWatcher(told)
+    counter = ChangeCounter()
+    watcher = RouteWatcher(counter)
     watcher.watch(["192.0.2.1"])
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     before = kernel.asked
-    kernel.way = KernelRoute(3, "10.64.0.7", "10.64.0.1")
+    kernel.current_route = KernelRoute(3, "10.64.0.7", "10.64.0.1")
     for _ in range(50):
         kernel.announcer.send(b"anything")
-    await told.wait()
+    await counter.wait()
     assert kernel.asked == before + 1
     kernel.announcer.send(b"anything")
     await trio.sleep(0.2)
-    assert (kernel.asked, len(told.times)) == (before + 2, 1)
+    assert (kernel.asked, len(counter.times)) == (before + 2, 1)
 
 
 async def test_changes_that_come_too_soon_are_reported_at_the_end(
     kernel: Kernel, nursery: trio.Nursery
 ) -> None:
-    told = Told()
-    watcher = RouteWatcher(told, least_seconds=0.4)
+    counter = ChangeCounter()
+    watcher = RouteWatcher(counter, least_seconds=0.4)
     watcher.watch(["192.0.2.1"])
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     for interface in (3, 4):
-        kernel.way = KernelRoute(interface, "", "")
+        kernel.current_route = KernelRoute(interface, "", "")
         kernel.announcer.send(b"anything")
-        await told.wait()
-    assert told.times[1] - told.times[0] >= 0.4
+        await counter.wait()
+    assert counter.times[1] - counter.times[0] >= 0.4
 
 
 def test_an_overrun_is_a_sign_like_any_other() -> None:
@@ -119,7 +119,7 @@ async def test_without_permission_no_route_is_watched(
     monkeypatch.setattr(route, "_open_netlink", forbidden)
     caplog.set_level(logging.DEBUG, "qanat.route")
     with trio.fail_after(5):
-        await RouteWatcher(Told()).run()
+        await RouteWatcher(ChangeCounter()).run()
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert "not watched: Operation not permitted" in caplog.text
 
@@ -127,7 +127,7 @@ async def test_without_permission_no_route_is_watched(
 async def test_another_system_has_no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
     with trio.fail_after(5):
-        await RouteWatcher(Told()).run()
+        await RouteWatcher(ChangeCounter()).run()
 
 
 def test_this_kernel_reports_the_route_to_itself() -> None:
@@ -144,8 +144,8 @@ def test_a_socket_without_a_request_receives_nothing() -> None:
 
 
 async def test_an_unchanged_route_is_never_reported(nursery: trio.Nursery) -> None:
-    told = Told()
-    watcher = RouteWatcher(told)
+    counter = ChangeCounter()
+    watcher = RouteWatcher(counter)
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     watcher.watch(["127.0.0.1", "no-address", "::ffff:127.0.0.1"])
@@ -153,4 +153,4 @@ async def test_an_unchanged_route_is_never_reported(nursery: trio.Nursery) -> No
     for _ in range(20):
         watcher._ask()
     assert not watcher._change.take_change(trio.current_time())
-    assert told.times == []
+    assert counter.times == []

@@ -156,7 +156,7 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert "and 50 more" in render(as_json(status))
 
 
-class Heard:
+class FakeConnection:
     """The connection of a client that keeps the answer."""
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
@@ -165,10 +165,10 @@ class Heard:
 
 async def shown(route: Route[OpsCaller]) -> tuple[str, bytes]:
     """The content type and the body of a page."""
-    heard = Heard()
+    connection = FakeConnection()
     request = h11.Request(method="GET", target=route.path, headers=[("host", "x")])
-    await route.answer(RoutedRequest(cast(HttpConnection, heard), request, "", ""), lambda _: None)
-    return heard.content_type, heard.body
+    await route.answer(RoutedRequest(cast(HttpConnection, connection), request, "", ""), lambda _: None)
+    return connection.content_type, connection.body
 
 
 async def test_the_routes_give_page_and_json() -> None:
@@ -176,12 +176,12 @@ async def test_the_routes_give_page_and_json() -> None:
     routes = {route.path: route for route in status_routes(state, SERVICES, ("localhost:80",))}
     assert [route.who_may for route in routes.values()] == [OPERATOR, OPERATOR]
     assert (await shown(routes["/"]))[0].startswith("text/html")
-    told = json.loads((await shown(routes["/status.json"]))[1])
-    assert (told["phase"], told["link"]["state"]) == ("in_session", "attached")
-    assert told["round_trip_seconds"] == 0.0234
-    assert told["allow"] == ["localhost:80"]
-    assert told["services"] == [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}]
-    assert told["link"]["since"] == "2023-11-14T22:13:20Z"
+    as_shown = json.loads((await shown(routes["/status.json"]))[1])
+    assert (as_shown["phase"], as_shown["link"]["state"]) == ("in_session", "attached")
+    assert as_shown["round_trip_seconds"] == 0.0234
+    assert as_shown["allow"] == ["localhost:80"]
+    assert as_shown["services"] == [{"name": "web", "protocol": "http", "target": "127.0.0.1:1880"}]
+    assert as_shown["link"]["since"] == "2023-11-14T22:13:20Z"
 
 
 def test_the_certificate_is_shown_with_its_end_and_its_renewal() -> None:
@@ -191,8 +191,8 @@ def test_the_certificate_is_shown_with_its_end_and_its_renewal() -> None:
     begins = datetime.fromtimestamp(clock.now, UTC)
     life = ValidityPeriod("0a1b", begins, begins + timedelta(days=30, hours=1))
     state.certificate, state.renews_at = life, life.renewal(0.5)
-    told = as_json(status_of(state, SERVICES, ()))["certificate"]
-    assert told == {"serial": "0a1b", "ends": "2023-12-14T23:13:20Z", "renews": "2023-12-04T23:13:20Z"}
+    as_shown = as_json(status_of(state, SERVICES, ()))["certificate"]
+    assert as_shown == {"serial": "0a1b", "ends": "2023-12-14T23:13:20Z", "renews": "2023-12-04T23:13:20Z"}
     assert "certificate until 2023-12-14 23:13Z, renews on 2023-12-04 23:13Z" in page_of(state)
     state.renews_at = None
     assert "renews on" not in page_of(state)

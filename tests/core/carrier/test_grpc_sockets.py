@@ -85,11 +85,11 @@ def _received(sock: socket.socket, seconds: float, most: int) -> int:
     return count
 
 
-def _assert_ended(severed: socket.socket, other: socket.socket) -> None:
+def _assert_ended(was_reset: socket.socket, other: socket.socket) -> None:
     """Check that the owner cannot write, and that its close discards what was queued."""
     with pytest.raises(OSError, match=r"Broken pipe"):
-        severed.send(b"more")
-    severed.close()
+        was_reset.send(b"more")
+    was_reset.close()
     other.setblocking(True)
     with contextlib.suppress(ConnectionResetError):
         while other.recv(1 << 20):

@@ -36,7 +36,7 @@ _CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """The part of a controller that an end uses: ``CongestionController`` or ``Unbounded``."""
+    """The part of a controller that an end uses: ``CongestionController`` or ``NoFlightLimit``."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
@@ -53,7 +53,7 @@ class Bounding(Protocol):
     def priority_room(self, now: float) -> int: ...
 
 
-class Unbounded:
+class NoFlightLimit:
     """No limit but the session's memory, for comparison with the congestion controller."""
 
     packet_bytes = 1 * MIB
@@ -168,7 +168,7 @@ class Tcp:
         self._clock, self._there, self._back = clock, there, back
         self._deliver = deliver
         self._buffer = buffer
-        self._written = self._next = self._confirmed = 0
+        self._written = self._next = self._acked = 0
         self._messages: deque[tuple[int, Any]] = deque()
         # The sender's view.
         self._serial = itertools.count(1)
@@ -182,7 +182,7 @@ class Tcp:
         self._largest, self._epoch, self._reno = 0.0, math.inf, 0.0
         self._base = self._smoothed = math.inf
         self._round_end, self._round_least, self._round_samples = 0, math.inf, 0
-        self._heard = 0.0
+        self._timer_started_at = 0.0
         self._backoff = 1
         self._watched = False
         # The receiver's view.
@@ -195,12 +195,12 @@ class Tcp:
 
     @property
     def writable(self) -> bool:
-        return self._written - self._confirmed < self._buffer
+        return self._written - self._acked < self._buffer
 
     def write(self, message: Any, size: int) -> None:
         self._written += size
         self._messages.append((self._written, message))
-        idle = self._clock.now - self._heard
+        idle = self._clock.now - self._timer_started_at
         if not self._out and not self._lost and idle > max(0.2, 2 * min(self._smoothed, 1.0)):
             self._window = min(self._window, 10.0)
         self._pump()
@@ -223,14 +223,14 @@ class Tcp:
     def _send(self, segment: _Segment) -> None:
         now = self._clock.now
         if not self._out:
-            self._heard = now
+            self._timer_started_at = now
         segment.serial, segment.sent_at = next(self._serial), now
         self._flight.append(segment)
         self._out += 1
         self._there.send(segment.end - segment.start + _HEADERS, self._arrived, segment)
         if not self._watched:
             self._watched = True
-            self._clock.at(now + self._patience, self._watch)
+            self._clock.at(now + self._retransmit_seconds, self._watch)
 
     # The receiver.
 
@@ -260,8 +260,8 @@ class Tcp:
 
     def _acknowledged(self, segments: list[_Segment], in_order: int) -> None:
         now = self._clock.now
-        self._heard, self._backoff = now, 1
-        self._confirmed = max(self._confirmed, in_order)
+        self._timer_started_at, self._backoff = now, 1
+        self._acked = max(self._acked, in_order)
         fresh = [segment for segment in segments if not segment.acked]
         for segment in fresh:
             segment.acked = True
@@ -330,18 +330,18 @@ class Tcp:
         self._epoch = math.inf
 
     @property
-    def _patience(self) -> float:
+    def _retransmit_seconds(self) -> float:
         return (0.2 + 2 * self._smoothed if self._smoothed < math.inf else 1.0) * self._backoff
 
     def _watch(self) -> None:
         """Start the retransmission timer."""
-        now, due = self._clock.now, self._heard + self._patience
+        now, due = self._clock.now, self._timer_started_at + self._retransmit_seconds
         if not self._out and not self._lost:
             self._watched = False
             return
         if now >= due - 1e-9:
             self._reduce_to_one(now)
-            due = now + self._patience
+            due = now + self._retransmit_seconds
         self._clock.at(due, self._watch)
 
     def _reduce_to_one(self, now: float) -> None:
@@ -350,7 +350,7 @@ class Tcp:
         self._flight.clear()
         self._out = 0
         self._threshold, self._window = max(2.0, 0.7 * self._window), 1.0
-        self._epoch, self._heard, self._backoff = math.inf, now, min(64, 2 * self._backoff)
+        self._epoch, self._timer_started_at, self._backoff = math.inf, now, min(64, 2 * self._backoff)
         self._pump()
 
 
@@ -433,7 +433,7 @@ class End:
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
         self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
-        self._quick: deque[Message] = deque()
+        self._priority: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # total bulk that the peer takes
         self._bulk_sent, self._granted = 0, window
@@ -453,7 +453,7 @@ class End:
         carrier.on_room = self.wake
 
     def type_key(self) -> None:
-        self._quick.append(Message(self._now, echo=False))
+        self._priority.append(Message(self._now, echo=False))
         self.wake()
 
     def start_bulk(self) -> None:
@@ -464,7 +464,7 @@ class End:
         """Move to a new carrier. The model loses the packets under way; more bulk and keys always follow."""
         self._inbox.clear()
         self._received = self.peer._number
-        self._quick.clear()
+        self._priority.clear()
         self.flight.reset(self._now)
         self.attach(carrier)
 
@@ -522,7 +522,7 @@ class End:
             if message.echo:
                 self.echoes.append((message.typed_at, now - message.typed_at))
             else:
-                self._quick.append(Message(message.typed_at, echo=True))
+                self._priority.append(Message(message.typed_at, echo=True))
         return True
 
     def _write(self) -> bool:
@@ -538,8 +538,8 @@ class End:
 
     def _next_packet(self) -> Sent | None:
         now, messages = self._now, list[Message]()
-        while self._quick and 64 * len(messages) < self.flight.priority_room(now):
-            messages.append(self._quick.popleft())
+        while self._priority and 64 * len(messages) < self.flight.priority_room(now):
+            messages.append(self._priority.popleft())
         bulk = int(min(self.bulk_left, self._credit - self._bulk_sent))
         if not bulk:
             self.flight.note_app_limited()
@@ -549,14 +549,14 @@ class End:
             if self._ack_scheduler.due > now:
                 return None
             self.bare += 1
-            return self._confirmed(Sent(0, self._received, 0, False, [], 0, 0))
+            return self._with_ack(Sent(0, self._received, 0, False, [], 0, 0))
         self._number += 1
         self.bulk_left -= bulk
         self._bulk_sent += bulk
         at_once = self.flight.sent(self._number, bulk + 64 * len(messages) + _PACKET_OVERHEAD, now)
-        return self._confirmed(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
+        return self._with_ack(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
 
-    def _confirmed(self, packet: Sent) -> Sent:
+    def _with_ack(self, packet: Sent) -> Sent:
         return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
@@ -583,7 +583,7 @@ class Link:
         self.agent.attach(self._tcps[1])
 
     def _end(self, bounded: bool, offset: float) -> End:
-        flight = CongestionController(self.limits, offset) if bounded else Unbounded(self.limits)
+        flight = CongestionController(self.limits, offset) if bounded else NoFlightLimit(self.limits)
         return End(self.clock, flight, self.limits, clock_offset=offset)
 
     def _connect(self) -> tuple[Tcp, Tcp]:
@@ -634,7 +634,7 @@ class Loopback:
         self.server, self.agent = (
             End(
                 self.clock,
-                CongestionController(limits, 0.0) if bounded else Unbounded(limits),
+                CongestionController(limits, 0.0) if bounded else NoFlightLimit(limits),
                 limits,
                 costs=costs,
                 window=window,

@@ -26,7 +26,7 @@ class Step(NamedTuple):
 steps = st.lists(
     st.builds(
         Step,
-        st.sampled_from(["send", "send", "quick", "confirm", "idle", "reset"]),
+        st.sampled_from(["send", "send", "priority", "ack", "idle", "reset"]),
         st.integers(0, STAMP_MODULUS - 1),
         st.floats(0, 30) | st.floats(0, 0.01),
     ),
@@ -55,12 +55,12 @@ def test_no_ack_and_no_stamp_of_the_peer_stops_sending(story: list[Step]) -> Non
     now, number, flight = 100.0, 0, CongestionController(LIMITS, 100.0)
     for step in story:
         now += step.seconds
-        if step.kind in ("send", "quick"):
+        if step.kind in ("send", "priority"):
             room = flight.room(now) if step.kind == "send" else min(64, flight.priority_room(now))
             if room:
                 number += 1
                 flight.sent(number, min(room, flight.packet_bytes), now)
-        elif step.kind == "confirm":
+        elif step.kind == "ack":
             flight.acked(step.argument % (number + 1), step.argument, now)
         elif step.kind == "idle":
             flight.note_app_limited()
@@ -80,7 +80,7 @@ def exchange(
 ) -> float:
     """Exchange packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns the last ack's time."""
     events = [(start + 0.01 * i, "sent", first + i) for i in range(count)]
-    events += [(start + 0.01 * i + 0.05, "confirmed", first + i) for i in range(count)]
+    events += [(start + 0.01 * i + 0.05, "acked", first + i) for i in range(count)]
     for when, kind, number in sorted(events):
         if kind == "sent":
             flight.sent(number, 10_000, when)
@@ -136,7 +136,7 @@ def test_a_new_carrier_uses_no_estimate_of_the_old_one() -> None:
     assert flight.rate_bytes_per_second == 0.0
 
 
-def test_a_full_flight_lets_quick_bytes_through_up_to_a_budget() -> None:
+def test_a_full_flight_lets_priority_bytes_through_up_to_a_budget() -> None:
     flight = CongestionController(LIMITS, 0.0)
     number = 0
     while flight.room(0.0):
@@ -147,7 +147,7 @@ def test_a_full_flight_lets_quick_bytes_through_up_to_a_budget() -> None:
     assert flight.priority_room(0.0) == 0
 
 
-def test_a_confirmation_is_asked_for_several_times_a_flight() -> None:
+def test_an_ack_is_requested_several_times_a_flight() -> None:
     flight = CongestionController(LIMITS, 0.0)
     asked = [flight.sent(number, 512, 0.0) for number in range(1, 17)]
     assert asked.count(True) == 8

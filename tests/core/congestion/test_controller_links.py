@@ -88,7 +88,7 @@ def test_the_cost_of_a_loss_is_over_within_seconds(lost: int) -> None:
     assert link.share(link.agent, since, down) > 0.80
 
 
-def test_confirmations_do_not_flood_a_thin_link() -> None:
+def test_acks_do_not_flood_a_thin_link() -> None:
     link = Link(2, 0.3, 0.5)
     busy(link)
     link.clock.run(15)
@@ -140,7 +140,7 @@ def test_a_route_that_gets_longer() -> None:
     link.change(round_trip=0.3)
     link.round_trip = 0.3
     link.clock.run(10)
-    assert link.key_extra(6.5) < 0.500, "no worse than a rival's queue would make it"
+    assert link.key_extra(6.5) < 0.500, "no worse than a competing flow's queue would make it"
     link.clock.run(30)
     assert link.key_extra(25) < 0.100
     assert link.share(link.agent, 5.0, 0) > 0.70, "TCP below us takes as long to use the longer path"
@@ -157,7 +157,7 @@ def test_a_busy_machine_neither_starves_nor_floods(seed: int) -> None:
     assert link.key_extra(since) < 0.120
 
 
-def test_a_program_that_stalls_during_a_dip_is_no_rival() -> None:
+def test_a_program_that_stalls_during_an_rtt_probe_is_no_competing_flow() -> None:
     link, chance = Link(20, 0.05, 0.5), random.Random(3)  # noqa: S311 - stalls just when the server looks
     link.server.start_bulk()
     link.agent.start_bulk()

@@ -162,7 +162,7 @@ def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
     assert site.server.may_send(site.now)
 
 
-def test_a_flight_that_fills_asks_to_be_confirmed_and_is() -> None:
+def test_a_full_flight_requests_an_ack_and_gets_it() -> None:
     site = Site(rate=100 * MIB, delay=0.001)  # nothing is paced on so short a path
     near, _ = site.open()
     near.push(bytes(4 * MIB))

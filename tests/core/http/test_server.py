@@ -88,8 +88,8 @@ async def test_an_upgrade_that_is_not_taken_leaves_its_body_and_the_connection_w
     asked = (
         method + b" /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body
     )
-    heard = await talk(asked, asked)
-    assert heard.count(b"HTTP/1.1 200 ") == heard.count(b"/a:abc") == 2
+    answers = await talk(asked, asked)
+    assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"/a:abc") == 2
     assert not caplog.records
 
 
@@ -465,11 +465,11 @@ def test_a_reason_phrase_has_one_line() -> None:
 
 async def test_refusals_are_reported() -> None:
     client, server = memory_stream_pair()
-    heard: list[Refused] = []
+    refusals: list[Refused] = []
     await client.send_all(b"nonsense\r\n\r\n")
     await client.send_eof()
-    await serve_http(server, echo, on_refused=heard.append)
-    assert [refused.reason for refused in heard] == [Reason.BAD_REQUEST]
+    await serve_http(server, echo, on_refused=refusals.append)
+    assert [refused.reason for refused in refusals] == [Reason.BAD_REQUEST]
 
 
 async def test_an_internal_error_reveals_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,7 +39,7 @@ class End2:
         self.mux.peer_max_streams = LIMITS.max_streams
         self.sent: deque[list[Frame]] = deque()
         self.waiting: deque[list[Receipt]] = deque()  # in the order sent
-        self.confirmable = 0
+        self.unacked = 0
 
 
 class TwoEnds(RuleBasedStateMachine):
@@ -119,16 +119,16 @@ class TwoEnds(RuleBasedStateMachine):
 
     # The link.
 
-    @rule(from_server=st.booleans(), bulk=st.integers(0, 200), quick=st.integers(0, 200))
-    def send(self, from_server: bool, bulk: int, quick: int) -> None:
-        self._send(self.server if from_server else self.agent, bulk, quick)
+    @rule(from_server=st.booleans(), bulk=st.integers(0, 200), priority=st.integers(0, 200))
+    def send(self, from_server: bool, bulk: int, priority: int) -> None:
+        self._send(self.server if from_server else self.agent, bulk, priority)
 
-    def _send(self, end: End2, bulk: int, quick: int) -> bool:
+    def _send(self, end: End2, bulk: int, priority: int) -> bool:
         before = end.mux.unconfirmed
-        frames, receipt = end.mux.take(bulk, quick)
+        frames, receipt = end.mux.take(bulk, priority)
         frames = list(map(as_read, frames))
-        assert end.mux.unconfirmed - before <= max(bulk, quick)
-        assert quick or not end.mux.urgent, "control waits for the next packet at most, and for no budget"
+        assert end.mux.unconfirmed - before <= max(bulk, priority)
+        assert priority or not end.mux.urgent, "control waits for the next packet at most, and for no budget"
         assert end.mux.unconfirmed <= LIMITS.max_send_memory
         if frames:
             end.sent.append(frames)
@@ -145,17 +145,17 @@ class TwoEnds(RuleBasedStateMachine):
             return False
         for frame in end.sent.popleft():
             other.mux.receive(frame)
-        end.confirmable += 1
+        end.unacked += 1
         return True
 
     @rule(from_server=st.booleans())
-    def confirm(self, from_server: bool) -> None:
-        self._confirm(self.server if from_server else self.agent)
+    def ack(self, from_server: bool) -> None:
+        self._ack(self.server if from_server else self.agent)
 
-    def _confirm(self, end: End2) -> bool:
-        if not end.confirmable:
+    def _ack(self, end: End2) -> bool:
+        if not end.unacked:
             return False
-        end.confirmable -= 1
+        end.unacked -= 1
         end.mux.acked(end.waiting.popleft())
         return True
 
@@ -201,7 +201,7 @@ class TwoEnds(RuleBasedStateMachine):
         for _ in range(10_000):
             moved = [self._send(end, 100, 100) for end in (self.server, self.agent)]
             moved += [self._deliver(True), self._deliver(False)]
-            moved += [self._confirm(self.server), self._confirm(self.agent)]
+            moved += [self._ack(self.server), self._ack(self.agent)]
             while self.agent.accepted:
                 self.answer(True)
             for index, pair in enumerate(self.pairs):

@@ -119,9 +119,9 @@ def test_tiny_writes_are_joined() -> None:
     assert len(frame.payload) == 1000
 
 
-def _sent_of(server: Mux, bulk: int, quick: int) -> dict[int, int]:
+def _sent_of(server: Mux, bulk: int, priority: int) -> dict[int, int]:
     sent: dict[int, int] = {}
-    for frame in map(as_read, server.take(bulk, quick)[0]):
+    for frame in map(as_read, server.take(bulk, priority)[0]):
         if isinstance(frame, Data):
             sent[frame.stream] = sent.get(frame.stream, 0) + len(frame.payload)
     return sent
@@ -137,7 +137,7 @@ def test_a_full_window_holds_bulk_and_lets_a_keystroke_pass() -> None:
     assert server.has_data and not server.may_send(0, 4096) and server.may_send(1, 0)
 
 
-def test_what_is_quick_counts_as_content_too() -> None:
+def test_priority_bytes_count_as_content_too() -> None:
     server, bulk, keys = _two_streams()
     bulk.push(b"b" * (1 << 20))
     server.take(64 * 1024, 64 * 1024)
@@ -145,7 +145,7 @@ def test_what_is_quick_counts_as_content_too() -> None:
     assert _sent_of(server, 4096, 4096) == {keys.number: 1000, bulk.number: 3096}
 
 
-def test_bulk_alone_and_new_is_not_quick_for_long() -> None:
+def test_new_bulk_alone_has_no_priority_for_long() -> None:
     server, bulk, _ = _two_streams()
     bulk.push(b"b" * (1 << 20))
     taken = 0

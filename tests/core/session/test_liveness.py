@@ -167,9 +167,9 @@ def test_a_new_carrier_is_pinged_at_once_and_owes_no_old_pong() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64), st.floats(0, 100)), max_size=20))
-def test_no_round_trip_from_a_peer_makes_the_wait_endless(told: list[tuple[int, float]]) -> None:
+def test_no_round_trip_from_a_peer_makes_the_wait_endless(reported: list[tuple[int, float]]) -> None:
     one, now = server(), START
-    for microseconds, seconds in told:
+    for microseconds, seconds in reported:
         now += seconds
         one.last_received_at = now
         one.ping_received(microseconds, now)

@@ -32,14 +32,14 @@ async def test_an_open_without_an_answer_is_reset_in_time(autojump_clock: trio.t
 
 async def test_the_owner_is_informed_of_the_answer_once() -> None:
     async with memory_links() as pair:
-        heard: list[str] = []
+        calls: list[str] = []
         stream = pair.server.open(
-            TARGET, user="operator", entrance="tcp", on_opened=lambda: heard.append(stream.address)
+            TARGET, user="operator", entrance="tcp", on_opened=lambda: calls.append(stream.address)
         )
         far = await pair.opened.receive()
         far.accept("127.0.0.1:22")
         await stream.wait_opened()
-        assert heard == ["127.0.0.1:22"]
+        assert calls == ["127.0.0.1:22"]
         stream.reset(Reason.USER_LEFT)
         far.reset(Reason.USER_LEFT)
 
@@ -49,13 +49,13 @@ async def test_an_owner_who_has_left_is_not_informed_of_an_answer(
 ) -> None:
     """The owner has already recorded that nothing was opened."""
     async with memory_links() as pair:
-        heard: list[bool] = []
+        calls: list[bool] = []
         stream = pair.server.open(
-            TARGET, user="operator", entrance="tcp", on_opened=lambda: heard.append(True)
+            TARGET, user="operator", entrance="tcp", on_opened=lambda: calls.append(True)
         )
         far = await pair.opened.receive()
         far.accept("127.0.0.1:22")  # on its way
         stream.reset(Reason.USER_LEFT)
         await trio.sleep(1)
-        assert not heard
+        assert not calls
         far.reset(Reason.USER_LEFT)

@@ -76,7 +76,7 @@ class TestAttaching:
             raise Refused(Reason.STALE_ATTEMPT)
 
         async with unattached(decide=refuse) as (server, agent, nursery):
-            heard = trio.Event()
+            reported = trio.Event()
             nursery.start_soon(failure_of, server)
             await agent.settle(10)
             link = Session(
@@ -86,12 +86,12 @@ class TestAttaching:
                 node="edge1",
                 limits=Limits(),
                 pool=CreditPool(0),
-                on_event=lambda *_: heard.set(),
+                on_event=lambda *_: reported.set(),
             )
             agent.use(link)
             nursery.start_soon(link.run)
             with trio.fail_after(5):
-                await heard.wait()
+                await reported.wait()
             assert link.lost is not None and link.lost.reason is Reason.STALE_ATTEMPT
 
     async def test_each_frame_of_the_attach_leaves_alone(self, autojump_clock: MockClock) -> None:
@@ -166,10 +166,10 @@ class TestEnding:
         pair.server.end(Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
         pair.server.end(Reason.SERVER_STOPPING)
         start = trio.current_time()
-        heard = await pair.agent.wait_ended()
-        assert heard == (Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
+        reported = await pair.agent.wait_ended()
+        assert reported == (Reason.TAKEN_OVER, "a newer session came from 10.0.0.7")
         await pair.server.wait_given_up()
-        assert trio.current_time() - start < 0.5, "confirmed, not waited out"
+        assert trio.current_time() - start < 0.5, "acknowledged, not waited out"
         for stream in (near, far):
             with pytest.raises(StreamReset, match="node edge1 ended: a newer session") as caught:
                 await stream.receive_some()

@@ -190,8 +190,8 @@ def test_refused_streams_are_counted_rather_than_all_written() -> None:
     lines.stream_refused(
         replace(FACTS, node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4
     )
-    told = [(line["node"], line.get("left_out")) for line in lines_of(output)]
-    assert told == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]
+    nodes = [(line["node"], line.get("left_out")) for line in lines_of(output)]
+    assert nodes == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]
 
 
 def test_a_refusal_of_a_known_caller_is_not_one_before_authentication() -> None:

@@ -117,8 +117,8 @@ def test_a_full_disk_is_logged_when_there_is_room_again(pipe: tuple[int, int]) -
         os.dup2(writing, place)
         output.write("there is room\n")
         assert output.drain(SECONDS)
-        told = os.read(reading, 1000).decode().splitlines()
-        assert told == ["5 lines of the log were lost: No space left on device", "there is room"]
+        written = os.read(reading, 1000).decode().splitlines()
+        assert written == ["5 lines of the log were lost: No space left on device", "there is room"]
         assert output.lines_dropped == 5
     finally:
         os.close(full)
