@@ -68,7 +68,7 @@ async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) ->
         session = site.link._protocol
         await site.pass_time(0.5)
         assert near.bytes_out == 50 * KIB
-        assert session.mux.unconfirmed == 0 and near._mux.send.queued == 0
+        assert session.mux.unacked_bytes == 0 and near._mux.send.queued == 0
 
 
 async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_clock: MockClock) -> None:

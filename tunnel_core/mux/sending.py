@@ -48,7 +48,7 @@ class Sending:
         self.wake: Callable[[], None] = _do_nothing
         self.wake_for_data: Callable[[], None] = _do_nothing
         self._wake_later = wake_later
-        self.unconfirmed = 0  # bytes of all streams sent on the carrier and not acknowledged
+        self.unacked_bytes = 0  # bytes of all streams sent on the carrier and not acknowledged
         self.retained_bytes = 0  # these and the bytes taken back: this session's part of ``send_pool``
         self.urgent = False  # some control must be sent at once
         self.peer_early_data = limits.early_data
@@ -107,11 +107,11 @@ class Sending:
 
     def _room(self) -> int:
         """Bytes that may leave now. Bytes that were taken back have their room in the pool already."""
-        unconfirmed, retained = self.unconfirmed, self.retained_bytes
+        unacked, retained = self.unacked_bytes, self.retained_bytes
         shared = self.send_pool.room(retained)
-        if retained != unconfirmed:
-            shared = max(0, shared) + retained - unconfirmed
-        return min(self.limits.max_send_memory - unconfirmed, shared)
+        if retained != unacked:
+            shared = max(0, shared) + retained - unacked
+        return min(self.limits.max_send_memory - unacked, shared)
 
     # Building the next packet.
 
@@ -143,7 +143,7 @@ class Sending:
             if turn is None:
                 break
             stream, allowed = turn
-            if self.retained_bytes != self.unconfirmed and not (
+            if self.retained_bytes != self.unacked_bytes and not (
                 allowed := self._limit_to_pool(stream.send, allowed)
             ):
                 # Other streams have bytes that were taken back, and this stream may add none now.
@@ -192,7 +192,7 @@ class Sending:
         stream.mux.assign_number(stream)
         early = b""
         spare = min(
-            self.limits.max_send_memory - self.unconfirmed, self.send_pool.open_room(self.retained_bytes)
+            self.limits.max_send_memory - self.unacked_bytes, self.send_pool.open_room(self.retained_bytes)
         )
         room = min(self.peer_early_data, spare, priority)
         send = stream.send
@@ -222,12 +222,12 @@ class Sending:
         return taken
 
     def _send(self, stream: StreamState, max_bytes: int) -> list[Payload]:
-        """Return the next bytes of a stream, and count them as unconfirmed."""
+        """Return the next bytes of a stream, and count them as unacknowledged."""
         send = stream.send
         sent, max_sent = send.sent, send.max_sent
         parts = send.take(max_bytes)
         first_sent = send.max_sent - max_sent
-        self.unconfirmed += send.sent - sent
+        self.unacked_bytes += send.sent - sent
         self.retained_bytes += first_sent
         self.send_pool.used += first_sent
         if stream.awaits_room and send.room > 0:
@@ -245,7 +245,7 @@ class Sending:
                 stream.done |= bits
                 stream.mux.maybe_forget(stream)
         if freed:
-            self.unconfirmed -= freed
+            self.unacked_bytes -= freed
             self.retained_bytes -= freed
             self.send_pool.release(freed)
 
@@ -253,7 +253,7 @@ class Sending:
         """Discard the stream's data, sent or not; none of it is transmitted any more."""
         send = stream.send
         retained = send.retained_bytes
-        self.unconfirmed -= send.sent - send.acked
+        self.unacked_bytes -= send.sent - send.acked
         self.retained_bytes -= retained
         self.send_pool.release(retained)
         send.drop()
@@ -265,7 +265,7 @@ class Sending:
                 if stream.number in self.streams:
                     stream.take_back(bits)
         for stream in self.streams.values():
-            self.unconfirmed -= stream.send.take_back()
+            self.unacked_bytes -= stream.send.take_back()
         self._rebuild_queues()
 
     def _rebuild_queues(self) -> None:

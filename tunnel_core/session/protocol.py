@@ -122,7 +122,7 @@ class SessionProtocol:
             frames, self._unnumbered = self._unnumbered, []
             return self._unnumbered_packet(frames)
         self.send_budget.due = math.inf
-        unconfirmed = self.mux.unconfirmed
+        unacked_before = self.mux.unacked_bytes
         receipt: list[Receipt] = []
         frames = self._take_stream_frames(receipt, now) if self.mux.has_work else []
         control, self._control = self._control, []
@@ -131,7 +131,7 @@ class SessionProtocol:
         if not frames:
             is_ack_due = self._ack_overdue or self._ack_scheduler.due <= now
             return self._unnumbered_packet(()) if is_ack_due else None
-        size = self.mux.unconfirmed - unconfirmed + _PACKET_BYTES + _FRAME_BYTES * len(frames)
+        size = self.mux.unacked_bytes - unacked_before + _PACKET_BYTES + _FRAME_BYTES * len(frames)
         if not self._sent:
             self._progress_at = now
         self.liveness.bytes_at = now

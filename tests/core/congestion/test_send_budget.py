@@ -156,7 +156,7 @@ def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
         site.now += 0.1
         while packet := site.server.next_packet(site.now):
             sent.append(packet)
-    assert 0 < site.mux.unconfirmed <= site.server.congestion.limit
+    assert 0 < site.mux.unacked_bytes <= site.server.congestion.limit
     assert not site.server.may_send(site.now) and site.server.send_budget.due == math.inf
     site.server.receive(Packet(0, sent[-1].number, ()), 10, site.now)
     assert site.server.may_send(site.now)
@@ -210,7 +210,7 @@ def test_a_new_carrier_has_a_controller_of_its_own() -> None:
     site.server.receive(Packet(0, last, ()), 10, site.now)  # the packet left over the old carrier
     assert not flight.rate_bytes_per_second
     site.run(30)
-    assert site.opened[0].recv.received == 4 * MIB and not site.mux.unconfirmed
+    assert site.opened[0].recv.received == 4 * MIB and not site.mux.unacked_bytes
 
 
 def test_the_cap_holds_data_and_nothing_else() -> None:
@@ -271,7 +271,7 @@ def test_everything_arrives_over_any_link(
     site.run(sum(sizes) / rate * 3 + 20 * delay + sum(stalls) + 2)
     assert [stream.recv.received for stream in site.opened] == sizes
     assert all(stream.recv.size is not None for stream in site.opened)
-    assert not site.mux.unconfirmed
+    assert not site.mux.unacked_bytes
 
 
 @pytest.mark.parametrize("flight_limit", [True, False])
@@ -282,4 +282,4 @@ def test_the_limit_can_be_switched_off_for_comparison(flight_limit: bool) -> Non
     mux.open(REQUEST).push(bytes(4 * MIB))
     while session.next_packet(0.0):
         pass
-    assert (mux.unconfirmed == 4 * MIB) is not flight_limit
+    assert (mux.unacked_bytes == 4 * MIB) is not flight_limit

@@ -124,12 +124,12 @@ class TwoEnds(RuleBasedStateMachine):
         self._send(self.server if from_server else self.agent, bulk, priority)
 
     def _send(self, end: End2, bulk: int, priority: int) -> bool:
-        before = end.mux.unconfirmed
+        before = end.mux.unacked_bytes
         frames, receipt = end.mux.take(bulk, priority)
         frames = list(map(as_read, frames))
-        assert end.mux.unconfirmed - before <= max(bulk, priority)
+        assert end.mux.unacked_bytes - before <= max(bulk, priority)
         assert priority or not end.mux.urgent, "control waits for the next packet at most, and for no budget"
-        assert end.mux.unconfirmed <= LIMITS.max_send_memory
+        assert end.mux.unacked_bytes <= LIMITS.max_send_memory
         if frames:
             end.sent.append(frames)
             end.waiting.append(receipt)
@@ -172,7 +172,7 @@ class TwoEnds(RuleBasedStateMachine):
         for end in (getattr(self, "server", None), getattr(self, "agent", None)):
             if end is None:
                 continue
-            assert 0 <= end.mux.unconfirmed <= LIMITS.max_send_memory
+            assert 0 <= end.mux.unacked_bytes <= LIMITS.max_send_memory
             assert 0 <= end.pool.granted <= LIMITS.credit_pool
             for stream in end.mux.streams.values():
                 assert stream.recv.buffered <= stream.recv.window <= LIMITS.max_credit
@@ -193,7 +193,7 @@ class TwoEnds(RuleBasedStateMachine):
                     assert reader.recv.at_end == half.ended
         self._end_everything()
         assert not self.server.mux.streams and not self.agent.mux.streams
-        assert self.server.mux.unconfirmed == self.agent.mux.unconfirmed == 0
+        assert self.server.mux.unacked_bytes == self.agent.mux.unacked_bytes == 0
         assert self.server.pool.granted == self.agent.pool.granted == 0
 
     def _settle(self) -> None:

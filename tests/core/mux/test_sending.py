@@ -24,13 +24,13 @@ def test_a_receipt_after_the_reset_frees_nothing_twice() -> None:
     server, agent, near, _ = opened()
     near.push(b"x" * 50)
     frames, receipt = server.take(10_000, 10_000)
-    assert server.unconfirmed == 50
+    assert server.unacked_bytes == 50
     near.reset(Reason.USER_LEFT, "")
-    assert server.unconfirmed == 0
+    assert server.unacked_bytes == 0
     for frame in frames:
         agent.receive(frame)
     server.acked(receipt)
-    assert server.unconfirmed == 0
+    assert server.unacked_bytes == 0
     assert [type(frame) for frame in move(server, agent)] == [Reset, Stop]
 
 

@@ -129,13 +129,13 @@ def test_frames_that_must_arrive_are_numbered_and_acknowledged() -> None:
     stream.push(b"x" * 1000)
     packet = ends.server.next_packet(ends.now)
     assert packet is not None and packet.number == 1
-    assert ends.server_mux.unconfirmed == 1000
+    assert ends.server_mux.unacked_bytes == 1000
     ends.agent.receive(packet, 1000, ends.now)
     ends.tick(DEFAULT.ack_delay_seconds)
     ack = ends.agent.next_packet(ends.now)
     assert ack == Packet(0, 1, (), arrived=100_000_000)
     ends.server.receive(ack, 10, ends.now)
-    assert ends.server_mux.unconfirmed == 0
+    assert ends.server_mux.unacked_bytes == 0
 
 
 def test_pings_and_acks_are_not_numbered() -> None:
@@ -175,7 +175,7 @@ def test_send_memory_full_lets_control_through_and_data_wait() -> None:
     first = ends.server.next_packet(ends.now)
     assert first is not None
     ends.server.next_packet(ends.now)
-    assert ends.server_mux.unconfirmed == 1000
+    assert ends.server_mux.unacked_bytes == 1000
     ends.server_mux.open(REQUEST)
     packet = ends.server.next_packet(ends.now)
     assert packet is not None
@@ -545,5 +545,5 @@ def test_any_delay_delivers_everything_once(script: list[tuple[str, float]]) -> 
         ):
             step(what, value)
     assert read == pushed
-    assert ends.server_mux.unconfirmed == ends.agent_mux.unconfirmed == 0
+    assert ends.server_mux.unacked_bytes == ends.agent_mux.unacked_bytes == 0
     assert math.isinf(ends.server._ack_scheduler.due) and math.isinf(ends.agent._ack_scheduler.due)
