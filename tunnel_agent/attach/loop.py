@@ -27,7 +27,7 @@ import tenacity
 import trio
 
 from tunnel_agent.checks import REJOIN
-from tunnel_agent.status.state import AgentState, AttachedLink
+from tunnel_agent.status.state import AgentState, AttachedSession
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.handshake import AttachRejected
 from tunnel_core.telemetry.counters import Counters
@@ -45,10 +45,10 @@ HOPELESS_SECONDS = 300.0
 _HINT = "qanat-agent check shows which step fails"
 """Hint for a new node. A node that was attached before has another kind of trouble."""
 
-OpenLink = Callable[[str], AbstractAsyncContextManager[AttachedLink]]
-"""Attaches to a server (``host:port``) and yields the link. Raises ``Refused`` if the attach fails.
+OpenSession = Callable[[str], AbstractAsyncContextManager[AttachedSession]]
+"""Attaches to a server (``host:port``) and yields the session. Raises ``Refused`` if the attach fails.
 
-Leaving the context ends the link.
+Leaving the context ends the session.
 """
 
 
@@ -69,7 +69,7 @@ class AttachLoop:
 
     def __init__(
         self,
-        open_link: OpenLink,
+        open_link: OpenSession,
         state: AgentState,
         counters: Counters,
         *,
@@ -125,8 +125,8 @@ class AttachLoop:
                 return None
             self._state.connecting(server)
             try:
-                async with self._open_link(server) as link:
-                    reason, age = await self._stay(server, link)
+                async with self._open_link(server) as session:
+                    reason, age = await self._stay(server, session)
             except Refused as error:
                 self._counters.attached(error.reason)
                 self._note_failure(server, error)
@@ -156,18 +156,18 @@ class AttachLoop:
             raise AttachFailed(seconds)
         self._note_trouble(f"{text}; {problem}" if problem else text, reason)
 
-    async def _stay(self, server: str, link: AttachedLink) -> tuple[Reason, float]:
+    async def _stay(self, server: str, session: AttachedSession) -> tuple[Reason, float]:
         """Wait for the end of a session; return its reason and the session's age in seconds."""
         start = trio.current_time()
-        self._state.attached(link)
+        self._state.attached(session)
         self._counters.attached()
         log_event(
-            _log, logging.INFO, f"attached to {server}", session=link.session_id, software=link.software
+            _log, logging.INFO, f"attached to {server}", session=session.session_id, software=session.software
         )
-        reason, detail = await link.wait_ended()
+        reason, detail = await session.wait_ended()
         self._state.detached(reason, detail)
         self._counters.session_ended(reason)
-        text = f"session {link.session_id} with {server} ended: {detail}"
+        text = f"session {session.session_id} with {server} ended: {detail}"
         if reason is Reason.TAKEN_OVER:
             node = self._state.node
             text += (

@@ -41,7 +41,7 @@ class OpenStream(Protocol):
     def bytes_out(self) -> int: ...
 
 
-class AttachedLink(Protocol):
+class AttachedSession(Protocol):
     """An attached session, as far as the agent uses it; ``tunnel_core``'s ``Session`` fulfils it."""
 
     @property
@@ -92,7 +92,7 @@ class AgentState:
     phase: Phase = Phase.CONNECTING
     server: str = ""
     """The server of the present attempt or session."""
-    link: AttachedLink | None = None
+    link: AttachedSession | None = None
     next_attempt_at: float = 0.0
     sessions: int = 0
     """Number of sessions that this process has had."""
@@ -138,7 +138,7 @@ class AgentState:
         self._enter(Phase.CONNECTING)
         self.server = server
 
-    def attached(self, link: AttachedLink) -> None:
+    def attached(self, link: AttachedSession) -> None:
         """Note that a session began."""
         self._enter(Phase.IN_SESSION)
         self.link = link
