@@ -1,1 +1,1 @@
-"""What both ends of the tunnel must agree on. Imports neither the server nor the agent."""
+"""The code that both ends of the tunnel must agree on. Imports neither the server nor the agent."""

@@ -1,4 +1,4 @@
-"""When an agent tries another carrier for its session, and when it moves. No I/O, clock or randomness.
+"""Decide when an agent tries another carrier, and when its session moves. No I/O, clock or randomness.
 
 1. Trouble means that the session has no carrier, that an answer is late, or that the route changed. Trouble
    only starts attempts beside the present carrier, because copies must not flood a congested network.

@@ -1,4 +1,4 @@
-"""When a running agent renews its certificate. No I/O, clock or randomness.
+"""Decide when a running agent renews its certificate. No I/O, clock or randomness.
 
 1. A renewal is due at two thirds of the validity period, spread. The caller passes the wall clock's time at
    each call, because boards without a battery start in 1970 and learn the time later.

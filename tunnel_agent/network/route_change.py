@@ -1,4 +1,4 @@
-"""When the route to the server counts as changed. No I/O; time comes in as ``now`` (seconds, any origin).
+"""Decide when the route to the server has changed. No I/O; time comes in as ``now`` (seconds, any origin).
 
 1. A route is (interface, source, gateway), as the kernel answers it for each address of the server.
 2. The route changed if any answer differs from the previous one and a route exists. The loss of a route alone

@@ -99,7 +99,7 @@ class Carrier(ABC):
 
 @dataclass(frozen=True, slots=True)
 class DialSettings:
-    """How to reach a server. ``server`` is ``host:port`` or ``[v6]:port``, the name that TLS verifies.
+    """Settings to reach a server. ``server`` is ``host:port`` or ``[v6]:port``, the name that TLS verifies.
 
     ``addresses`` are the server's IP addresses in the resolver's order. They may be empty if the host is an
     address, or with a proxy. ``proxy_url`` is ``http://[user:password@]address:port`` of an HTTP CONNECT

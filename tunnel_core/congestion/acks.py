@@ -1,4 +1,4 @@
-"""When a receiver acknowledges, and which time stamp it sends. No I/O, no clock. See ``controller.py``.
+"""Decide when a receiver acknowledges, and with which time stamp. No I/O, no clock. See ``controller.py``.
 
 1. Every packet that leaves carries the newest acknowledgement. A bare acknowledgement costs a gRPC message,
    so the receiver sends one only in three cases:

@@ -1,4 +1,4 @@
-"""When the next packet of bulk may leave, so that bulk does not leave in bursts. No I/O, no clock.
+"""Time the packets of bulk, so that bulk does not leave in bursts. No I/O, no clock.
 
 Bursts alone overflow a queue of eight segments, whatever the average rate. Send time that was not used is
 lost, except a few milliseconds, because catching up after a pause would be such a burst.

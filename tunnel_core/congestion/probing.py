@@ -1,4 +1,4 @@
-"""How far beyond the known rate of the link the sender probes. No I/O, no clock.
+"""Decide how far beyond the known rate of the link the sender probes. No I/O, no clock.
 
 1. The problem. Bytes beyond the link's rate wait in a queue, and the sender sees that one round trip later.
    On a long path these bytes are more than a short queue holds (eight segments are 50 ms of 2 Mbit/s). A lost

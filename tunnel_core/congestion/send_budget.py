@@ -1,4 +1,4 @@
-"""How many bytes may leave now, by the in-flight limit and by the cap. No I/O, no clock.
+"""Bytes that may leave now, by the in-flight limit and by the cap. No I/O, no clock.
 
 1. The in-flight limit (``controller.py``) bounds bulk. The cap (``token_bucket.py``) bounds all that streams
    send, but never pings, acknowledgements or the frames of the session itself. Those become a debt of the

@@ -1,4 +1,4 @@
-"""How many bytes a carrier reads at once: more for bulk, fewer for bytes that cost much time. No I/O."""
+"""Choose the bytes that a carrier reads at once: more for bulk, fewer if bytes cost much time. No I/O."""
 
 from __future__ import annotations
 

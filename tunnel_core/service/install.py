@@ -46,7 +46,7 @@ def install(plan: ServicePlan, machine: Machine, report: Report, *, start: bool)
 
 
 def _check_places(plan: ServicePlan, machine: Machine) -> None:
-    """Raise ``MachineError`` for a file in a home folder, which ProtectHome hides from the service."""
+    """Raise ``MachineError`` for a file in a folder that ProtectHome or PrivateTmp hides from the service."""
     for place in own_places():
         if machine.is_hidden(place):
             raise MachineError(

@@ -1,4 +1,4 @@
-"""What the installation of a service needs of a machine: systemd, system users, and commands as a user."""
+"""Parts of a machine that installing a service needs: systemd, system users, and commands as a user."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class ServicePlan:
 
 
 class ServiceProgram(Protocol):
-    """What ``qanat-server`` and ``qanat-agent`` each define of their own service."""
+    """The part of a service that ``qanat-server`` and ``qanat-agent`` each define for themselves."""
 
     name: str
 

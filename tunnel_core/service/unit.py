@@ -18,7 +18,7 @@ HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nam
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What the unit of one program depends on. Equal specs make equal units."""
+    """Facts of one program that its unit depends on. Equal specs make equal units."""
 
     program: str
     """Name of the program, and of its unit."""

@@ -38,7 +38,7 @@ _MAX_WELCOME_BYTES = Limits().max_trust_bundle_bytes + 64 * KIB
 
 
 class CarriedSession(CarrierPort, Protocol):
-    """What an attachment needs of its session."""
+    """The part of a session that its attachment uses."""
 
     @property
     def received(self) -> int:

@@ -63,7 +63,7 @@ async def relieve_pressure(
 
 
 class Retaining(Protocol):
-    """What ``UnconfirmedWatch`` needs of a session."""
+    """The part of a session that ``UnconfirmedWatch`` uses."""
 
     node: str
 

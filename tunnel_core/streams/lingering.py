@@ -28,7 +28,7 @@ _READ_BYTES = 256 * KIB
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How long a peer may go on sending: in total, without a byte, and how many bytes."""
+    """Bounds of what a peer may go on sending: total time, time without a byte, and bytes."""
 
     seconds: float
     silence_seconds: float

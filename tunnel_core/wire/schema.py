@@ -39,7 +39,7 @@ _CUT = "utf-8", "ignore"
 
 @dataclass(frozen=True, slots=True)
 class FieldKind:
-    """How to write and read fields of one kind. ``max_repeats`` 0: the field does not repeat.
+    """Writer and reader of fields of one kind. ``max_repeats`` 0: the field does not repeat.
 
     ``read`` gets the number, or at most ``max_bytes`` bytes. For a sub-message (``inner``) it takes the
     list of its values.
