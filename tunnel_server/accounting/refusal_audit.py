@@ -26,7 +26,7 @@ WINDOW_SECONDS = 60.0
 """Time between two lines of the audit about refusals of one listener, reason and source, because strangers
 cause them."""
 MAX_SOURCES = 1000
-"""Sources that are told apart at a time."""
+"""Sources that are distinguished at a time."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class _Window:
 
 
 class Refusals:
-    """Recorder of refusals. ``write`` takes a line and never blocks; ``clock`` gives steady seconds."""
+    """Recorder of refusals. ``write`` takes a line and never blocks; ``clock`` gives monotonic seconds."""
 
     def __init__(self, write: Callable[[AuditLine], None], clock: Callable[[], float]) -> None:
         self._write = write

@@ -10,7 +10,7 @@ from tests.support.fakes.edge import now
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events.event_log import OF_SERVER, EventKind, Events
-from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, EventSubscribers
+from tunnel_server.events.subscribers import MAX_OF_USER, MAX_SUBSCRIBERS, EventSubscribers
 
 
 def test_kinds_are_counted_from_zero() -> None:
@@ -51,7 +51,7 @@ async def test_an_existing_event_needs_no_wait() -> None:
 async def test_followers_are_bounded_and_leave_no_trace() -> None:
     followers = EventSubscribers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
-        for number in range(MAX_FOLLOWERS):
+        for number in range(MAX_SUBSCRIBERS):
             user = f"user{number // MAX_OF_USER}"
             nursery.start_soon(followers.wait_newer, followers.events.last_id, "", user)
         await trio.testing.wait_all_tasks_blocked()

@@ -266,7 +266,7 @@ async def test_a_handshake_that_waits_for_the_processor_does_not_give_way() -> N
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
-    turns, begun, done = handshake.Turns(lock, ticket), trio.Event(), trio.Event()
+    turns, begun, done = handshake.HandshakeTurns(lock, ticket), trio.Event(), trio.Event()
 
     async def step() -> None:
         begun.set()
@@ -297,7 +297,7 @@ async def test_a_handshake_that_is_cancelled_in_its_turn_is_idle_again() -> None
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
-    turns = handshake.Turns(lock, ticket)
+    turns = handshake.HandshakeTurns(lock, ticket)
     async with lock:
         with trio.move_on_after(0):
             async with turns:
