@@ -118,13 +118,13 @@ async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
         answer = await curl_post(issuing, "simplereenroll", two, *shown)
         second = await openssl_certificates(tmp_path, "two", answer.body)
         await verify_with_openssl(issuing, tmp_path, second)
-        said = facts_of(second.read_bytes())
-        assert (said.identity, said.serial != facts_of(first.read_bytes()).serial) == (
+        facts = facts_of(second.read_bytes())
+        assert (facts.identity, facts.serial != facts_of(first.read_bytes()).serial) == (
             identity("edge1"),
             True,
         )
         assert [line[0] for line in await issuing.audit()] == ["enrolled", "renewed"]
-        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == said.serial
+        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == facts.serial
 
 
 async def curl_post(issuing: Issuing, operation: str, body: bytes, *options: str) -> Answer:
@@ -214,9 +214,9 @@ async def test_a_users_renewal_has_the_validity_of_users(tmp_path: Path) -> None
     async with open_issuing(tmp_path) as issuing:
         answer = await renew(issuing, pki.user_leaf("kim"), request_of("kim", Role.USER))
         (leaf,) = read_certs_only(answer.body)
-        said = describe(leaf)
-        assert said.uris == (str(identity("kim", Role.USER)),)
-        assert 3600 + 1700 < (said.ends - said.begins).total_seconds() <= 3600 + 1800
+        description = describe(leaf)
+        assert description.uris == (str(identity("kim", Role.USER)),)
+        assert 3600 + 1700 < (description.ends - description.begins).total_seconds() <= 3600 + 1800
         assert await issuing.audit() == [("renewed", "", "kim")]
 
 
@@ -321,13 +321,13 @@ async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_th
         assert (await enrol(issuing, token, request_of("edge2"))).word == "token_name_mismatch"
         assert (await renew(issuing, pki.node_leaf("edge1"), request_of("edge2"))).word == "csr_name_mismatch"
         assert (await enrol(issuing, "secret", request_of())).word == "token_wrong"
-    told = [
+    logged = [
         (record.getMessage(), {key: record.fields.get(key) for key in ("token", "node", "reason")})  # type: ignore[attr-defined]
         for record in caplog.records
         if record.name == "qanat.refusals"
     ]
     known, stranger = "request refused", "refused before authentication"
-    assert told == [
+    assert logged == [
         (known, {"token": token.id, "node": "edge1", "reason": "token_name_mismatch"}),
         (known, {"token": None, "node": "edge1", "reason": "csr_name_mismatch"}),
         (stranger, {"token": None, "node": None, "reason": "token_wrong"}),
