@@ -209,7 +209,7 @@ def test_a_new_issuing_certificate_does_not_outlive_its_root(folder: Path) -> No
 
 
 class Died(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @pytest.mark.parametrize("survived", range(6))

@@ -1,4 +1,4 @@
-"""What certificates say, and which of them prove an identity where."""
+"""Contents of certificates, and the identities that they prove."""
 
 from __future__ import annotations
 

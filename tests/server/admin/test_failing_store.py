@@ -18,7 +18,7 @@ from tunnel_server.commands.server_client import ask_server
 
 
 def let_files_grow(program: Program, *, may: bool) -> None:
-    """As a full disk: no file may grow, the log goes to a pipe."""
+    """Simulate a full disk: no file may grow. The log goes to a pipe."""
     limit = resource.RLIM_INFINITY if may else 1
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 

@@ -72,9 +72,9 @@ async def until_roots(file: Path, count: int) -> None:
 
 
 async def shown_root(site: Site, listener: str, user: Leaf) -> str:
-    """The issuer of what a listener shows, to a user who trusts all that the trust file holds."""
-    everybody = (site.folder / "trust.pem").read_bytes()
-    stream = await site.tls(listener, replace(user, roots_pem=everybody))
+    """Return the issuer of the certificate that a listener shows. The user trusts the whole trust file."""
+    all_roots = (site.folder / "trust.pem").read_bytes()
+    stream = await site.tls(listener, replace(user, roots_pem=all_roots))
     try:
         return describe(stream.getpeercert(binary_form=True)).issuer
     finally:

@@ -166,7 +166,7 @@ async def test_a_shell_gets_the_names_of_nodes(tmp_path: Path) -> None:
 
 
 async def completed(site: Site, line: str) -> list[str]:
-    """What the program proposes for the last word."""
+    """Return the proposals of the program for the last word."""
     words = {"COMP_WORDS": f"qanat-server {line}", "COMP_CWORD": str(len(line.split()))}
     asked = {"_QANAT_SERVER_COMPLETE": "bash_complete", "QANAT_CONFIG": str(site.config)}
     ran = await trio.run_process(SERVER, env={**os.environ, **words, **asked}, capture_stdout=True)

@@ -18,7 +18,7 @@ START = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 class Watched:
-    """A ``CredentialWatch`` whose wall clock goes with trio's, and what it has ended."""
+    """A ``CredentialWatch`` whose wall clock follows trio's, and the certificates that it has ended."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.set_ahead = timedelta()

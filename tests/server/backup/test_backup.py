@@ -141,7 +141,7 @@ def test_not_while_a_server_runs(command: Command, tmp_path: Path) -> None:
 
 
 def change(archive: Path, alter: Callable[[str, bytes], bytes]) -> None:
-    """Rewrites an archive, with the content of each member as ``alter`` wants it."""
+    """Rewrite an archive. ``alter`` returns the new content of each member."""
     with tarfile.open(archive) as old:
         members = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
     with tarfile.open(archive, "w") as new:

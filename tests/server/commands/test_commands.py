@@ -43,7 +43,7 @@ class Command:
 
 
 def state_of_newest(command: Command) -> str:
-    """Of the certificates of edge1, as `cert list` shows it."""
+    """Return the state of the newest certificate of edge1, as `cert list` shows it."""
     return command("cert", "list", "--node", "edge1").stdout.splitlines()[-1].split()[2]
 
 

@@ -1,4 +1,4 @@
-"""Every table of ``qanat-server`` on a terminal of 80 columns: serials, names and states are never cut."""
+"""Every table of ``qanat-server`` on a terminal of 80 columns: serials, names and states are whole."""
 
 from __future__ import annotations
 

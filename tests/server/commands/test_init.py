@@ -174,7 +174,7 @@ def test_a_single_file_in_the_way_is_enough(tmp_path: Path, name: str) -> None:
 
 
 class Died(BaseException):
-    """The process is gone: nothing after it runs but what a kill would leave."""
+    """The process was killed: no code after this point runs."""
 
 
 @pytest.mark.parametrize("survived", range(18))

@@ -39,7 +39,7 @@ PKCS10 = "application/pkcs10"
 
 
 async def run(*command: str, data: bytes = b"") -> bytes:
-    """The standard output of a program that has to succeed."""
+    """Return the standard output of a program, which must succeed."""
     ran = await trio.run_process(command, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
     assert ran.returncode == 0, (command, ran.stderr)
     output: bytes = ran.stdout
@@ -99,7 +99,7 @@ def request_of(name: str = "edge1", role: Role = Role.NODE) -> bytes:
 
 @pytest.fixture
 def curl_and_openssl() -> None:
-    """Skips the test, with what to install: from inside a trio test that sentence would be lost."""
+    """Skip the test, and name the missing program. Inside a trio test that sentence would be lost."""
     need("curl", "openssl")
 
 
@@ -310,7 +310,7 @@ ODD = {
     "a mail address": (odd_request(MAIL), *BAD),
     "a weak key": (odd_request(curve=ec.SECP192R1()), 400, "weak_key", "weak_key"),
 }
-"""What a request of edge1 says beside its name, the status, and the word at a renewal and at an enrolment."""
+"""Contents of a request of edge1 beside its name, the status, and the reason at renewal and at enrolment."""
 
 
 async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_that(
@@ -433,7 +433,7 @@ async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> Non
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-        while not issuing.enrolment.present:  # noqa: ASYNC110 - nothing else tells
+        while not issuing.enrolment.present:  # noqa: ASYNC110 - no other sign
             await trio.sleep(0.01)
         answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
         assert (answer.status, answer.word) == (503, "too_many_enrolments")

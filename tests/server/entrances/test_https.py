@@ -66,7 +66,7 @@ def client_context(folder: Path, leaf: Leaf | None) -> ssl.SSLContext:
 
 
 async def ask(edge: Edge, listener: Listener, context: ssl.SSLContext) -> bytes:
-    """The answer to a CONNECT, or the TLS error that came in its place."""
+    """Return the answer to a CONNECT, or the TLS error in its place."""
     stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
     try:
         await stream.do_handshake()

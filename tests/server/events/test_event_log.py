@@ -1,4 +1,4 @@
-"""The ring of events: bounded, in order, with subscribers."""
+"""The log of events: bounded, in order, with subscribers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_since_finds_what_a_slow_search_finds(noted: int, after: int) -> None:
 
 
 def restarted(old: Events, most: int = 5) -> Events:
-    """A run a day later, with what the one before has left in the store."""
+    """Return the log of a run a day later, with the events that the previous run stored."""
     later = ring(most, lambda: NOON + timedelta(days=1))
     later.restore(old.after())
     return later

@@ -52,7 +52,7 @@ class Call:
 
 
 def another_run() -> dict[str, bytes]:
-    """What another run of an agent on another machine says in its hello."""
+    """Return the fields of a hello of another run of an agent on another machine."""
     return {"instance": os.urandom(16), "boot": os.urandom(16)}
 
 
@@ -252,7 +252,7 @@ async def test_resumptions_have_a_larger_budget_that_ends_too(
 async def test_lines_of_a_node_beyond_its_budget_are_left_out(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one duplicate causes one event only."""
+    """One duplicate also causes one event only."""
     caplog.set_level("INFO", "qanat")
     async with open_door() as door:
         agent = await door.attach("edge1")

@@ -92,7 +92,7 @@ async def test_a_revoked_certificate_takes_what_it_was_renewed_into_along(tmp_pa
 
 
 class CountingSigner(Signer):
-    """Counts the signatures."""
+    """Signer that counts its signatures."""
 
     signed = 0
 
