@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 BACK_DATED = timedelta(hours=1)
-"""Begin of the validity before the time of issue, because a node's clock may be behind the server's."""
+"""Time by which the validity begins before the issue, because a node's clock may be behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
 """Part of the validity at which a certificate is renewed, and the random spread to either side: 0.6 to 0.73.
 A fleet must not come back at once."""

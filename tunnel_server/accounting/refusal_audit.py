@@ -121,7 +121,7 @@ def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> 
 
 
 def with_identity(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
-    """Return the line with the name of the node or user. The name of a server has no field in it."""
+    """Return the line with the name of the node or user. A line has no field for a server's name."""
     if identity is None:
         return line
     match identity.role:
