@@ -91,7 +91,7 @@ class Typist:
 
 
 class Meter:
-    """Counts bytes that arrive, from any number of threads."""
+    """Counter of the bytes that arrive, for any number of threads."""
 
     def __init__(self) -> None:
         self._bytes = 0

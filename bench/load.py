@@ -23,10 +23,10 @@ from bench.target import COUNT
 
 
 class Dial(Protocol):
-    """Opens a new connection to one target through one system. The socket blocks, 60 s at most."""
+    """Function that connects to one target through one system. Its socket blocks for 60 s at most."""
 
     def __call__(self, *, receive_bytes: int = 0) -> socket.socket:
-        """`receive_bytes`: the kernel's receive buffer of a reader that does not read; 0: the default."""
+        """Connect. `receive_bytes` is the kernel's receive buffer, for a reader that does not read."""
 
 
 MIB = 1 << 20
@@ -141,7 +141,7 @@ def _receive(sock: socket.socket) -> int:
 
 
 def upload_rate(connect: Dial, size: int) -> float:
-    """Return the MiB/s of one upload, from its first byte to the target's confirmation of the last."""
+    """Return the MiB/s of one upload, from its first byte to the target's count of all."""
     with connect() as sock, open(os.memfd_create("block"), "rb") as block:  # noqa: PTH123 - no path
         os.truncate(block.fileno(), MIB)
         started = time.perf_counter()
@@ -245,7 +245,7 @@ def _connect_and_echo(connect: Dial) -> float:
 
 
 def connect_rate(connect: Dial, slots: int, seconds: float, read_answer: Reader | None = None) -> float:
-    """New connections per second, each with one echo and then closed, `slots` of them at once.
+    """Return the new connections per second, each with one echo and then closed, `slots` at once.
 
     `connect` may return before the tunnel has answered; `read_answer` then reads the answer.
     """

@@ -272,7 +272,10 @@ def _trust_domain(issuing: Credential) -> str:
 
 
 def generation_of(chain_pem: bytes, folder: Path, rotation: Rotation) -> Generation | None:
-    """Return the generation to whose root a chain (leaf first) leads, or None. Raises ``OSError``."""
+    """Return the generation to whose root a chain (leaf first) leads, or None.
+
+    Raises ``OSError`` or ``ValueError``.
+    """
     chain = split_pem(chain_pem)
     for generation in rotation.generations:
         if is_signed_by(chain, read_root(folder, generation)):

@@ -4,7 +4,7 @@
 2. A group of this process may have access if the file belongs to root or to this user. Kubernetes mounts a
    Secret as root's, for the pod's ``fsGroup``, with mode 0440 or 0640, and does not allow chmod. On the pod's
    own volumes it adds 0660 to each file at each start.
-3. FAT, CIFS and 9p have no modes, so that the mount sets one mode for all files. The remedy is a mount
+3. FAT, CIFS and 9p have no modes, so the mount sets one mode for all files. The remedy is a mount
    option. If the mount cannot be changed, a variable switches the check off.
 """
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 BACK_DATED = timedelta(hours=1)
-"""Begin of the validity before the time of issue, because a node's clock may be behind the server's."""
+"""Time by which the validity begins before the issue, because a node's clock may be behind the server's."""
 _RENEWED_AT, _SPREAD = 2 / 3, 1 / 15
-"""Part of the life at which a certificate is renewed, and the random spread to either side: 0.6 to 0.73. A
-fleet must not come back at once."""
+"""Part of the validity at which a certificate is renewed, and the random spread to either side: 0.6 to 0.73.
+A fleet must not come back at once."""
 _LATE_AT = 4 / 5
 """Part of the validity after which a renewal is overdue. Programs renew at two thirds, so a later certificate
 has a problem. For a user, whose certificate no program renews, the warning is a reminder."""
@@ -42,7 +42,7 @@ class ValidityPeriod:
     def renewal(self, chance: float) -> datetime:
         """Return the time of renewal: two thirds of the validity, spread by ``chance``, a number from 0 to 1.
 
-        The spread prevents that a fleet that joined in one hour renews in one hour.
+        Without the spread, a fleet that joined in one hour would renew in one hour.
         """
         part = _RENEWED_AT + _SPREAD * (2 * chance - 1)
         return self.issued + (self.ends - self.issued) * part

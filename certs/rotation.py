@@ -151,7 +151,7 @@ class Rotation:
         return []
 
 
-def require_nobody_cut(step: RotationStep, cut: list[CertificateInUse]) -> None:
+def require_none_cut_off(step: RotationStep, cut: list[CertificateInUse]) -> None:
     """Raise ``Refused`` if ``cut`` is not empty. The sentence names some of the certificates."""
     if not cut:
         return

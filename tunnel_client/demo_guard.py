@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.05
 
 
 def main(folder: Path, lines: Iterable[str]) -> None:
-    """Read ``lines`` to their end, then clean up unless the last one is ``done``."""
+    """Read ``lines`` to their end, then clean up unless one of them is ``done``."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     received = [line.strip() for line in lines]

@@ -54,7 +54,7 @@ class ServerBusy(ServerUnreachable):
 
 
 class Dialer(Protocol):
-    """Opens connections to one entrance of the server. ``name`` names the server in messages."""
+    """Opener of connections to one entrance of the server. ``name`` names the server in messages."""
 
     @property
     def name(self) -> str: ...
@@ -212,7 +212,7 @@ def _retry_seconds(error: trio.BrokenResourceError) -> float:
 
 
 def _is_overloaded(error: trio.BrokenResourceError) -> bool:
-    """Whether the server sent the alert for too many connections (``declining``)."""
+    """Whether the server sent the alert for too many connections (``tunnel_core.http.declining``)."""
     return isinstance(error.__cause__, ssl.SSLError) and error.__cause__.reason == _OVERLOADED
 
 

@@ -15,7 +15,7 @@ from tunnel_core.identity import Role
 
 _PROCESSES = 2
 _WARM = 10
-"""Agents that attach before the first look at memory, because the first ones make the server load code."""
+"""Agents that attach before the first reading of memory, because the first ones make the server load code."""
 _WINDOWS = 5
 
 

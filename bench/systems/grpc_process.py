@@ -58,7 +58,7 @@ async def _carry_in(sock: socket.socket, read: Read) -> None:
 
 
 class Server(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    """The server end: gives each accepted connection to a waiting call."""
+    """Server end, which gives each accepted connection to a waiting call."""
 
     def __init__(self) -> None:
         self._arrivals: asyncio.Queue[tuple[socket.socket, int]] = asyncio.Queue()
@@ -109,7 +109,7 @@ async def serve(folder: Path, target_ports: list[int]) -> None:
 
 
 class Agent:
-    """The agent end: keeps calls waiting, and dials the target of each call that the server uses."""
+    """Agent end, which keeps calls waiting, and dials the target of each call that the server uses."""
 
     def __init__(self, channel: Any) -> None:
         self._method = channel.stream_stream(METHOD)

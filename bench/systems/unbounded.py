@@ -1,6 +1,6 @@
 """`python -m bench.systems.unbounded PROGRAM ARGUMENTS`: run a program with its flight limit off.
 
-There is no setting for that, because no operator of a fleet needs it.
+No setting switches the limit off, because no operator of a fleet needs that.
 """
 
 from __future__ import annotations

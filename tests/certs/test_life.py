@@ -1,4 +1,4 @@
-"""How long certificates hold, read without the library and compared with what the library reads."""
+"""Validity of certificates, read without the library and compared with what the library reads."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ moments = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)
 def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> None:
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
-    said = describe(chain)
-    assert life_of(chain) == ValidityPeriod(said.serial, said.begins, said.ends)
+    description = describe(chain)
+    assert life_of(chain) == ValidityPeriod(description.serial, description.begins, description.ends)
 
 
 @given(st.data())
@@ -56,16 +56,16 @@ def test_what_is_none_is_refused(text: bytes) -> None:
 @pytest.mark.parametrize("seconds", [60.0, 3600.0, 30 * 86400.0])
 def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(seconds: float) -> None:
     leaf = pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400, now=NOW)
-    life = life_of(leaf.chain_pem)
-    assert life.issued == NOW
-    assert life.seconds() == seconds
-    at = [(life.renewal(chance) - NOW).total_seconds() / seconds for chance in (0.0, 0.5, 1.0)]
+    validity = life_of(leaf.chain_pem)
+    assert validity.issued == NOW
+    assert validity.seconds() == seconds
+    at = [(validity.renewal(chance) - NOW).total_seconds() / seconds for chance in (0.0, 0.5, 1.0)]
     assert at == pytest.approx([0.6, 2 / 3, 11 / 15])
 
 
 def test_one_that_was_not_back_dated_is_renewed_at_two_thirds_of_all() -> None:
-    life = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
-    assert life.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
+    validity = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
+    assert validity.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
 
 
 def test_it_loads_no_library() -> None:

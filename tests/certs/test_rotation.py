@@ -32,7 +32,7 @@ from certs.rotation import (
     Phase,
     Rotation,
     RotationStep,
-    require_nobody_cut,
+    require_none_cut_off,
 )
 from certs.x509 import describe, is_signed_by, pin_of
 from tunnel_core.identity import Role
@@ -81,10 +81,10 @@ def test_a_retirement_cuts_off_who_leads_to_the_old_root() -> None:
     cut = SWITCHED.cut_by(RotationStep.RETIRE, [old, new, server])
     assert cut == [old, server]
     with pytest.raises(Refused, match="2 certificates in use lead to the old root: node a, server main;"):
-        require_nobody_cut(RotationStep.RETIRE, cut)
+        require_none_cut_off(RotationStep.RETIRE, cut)
     with pytest.raises(Refused, match="node n0, node n1, node n2, node n3, node n4 and 3 more;"):
-        require_nobody_cut(RotationStep.SWITCH, [alive(f"n{number}", "aa", 0) for number in range(8)])
-    require_nobody_cut(RotationStep.RETIRE, [])
+        require_none_cut_off(RotationStep.SWITCH, [alive(f"n{number}", "aa", 0) for number in range(8)])
+    require_none_cut_off(RotationStep.RETIRE, [])
 
 
 def test_another_root_is_no_new_issuing_certificate() -> None:
@@ -209,7 +209,7 @@ def test_a_new_issuing_certificate_does_not_outlive_its_root(folder: Path) -> No
 
 
 class Died(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @pytest.mark.parametrize("survived", range(6))

@@ -90,7 +90,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert format_token(parse_token(text)) == text.strip().lower()
 
 
-# What it says of the node.
+# The name of the node, or the pattern.
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: len(name) <= MAX_NODE_NAME)
@@ -224,9 +224,9 @@ def test_any_text_has_a_token_or_a_reason(text: str) -> None:
     ],
 )
 def test_a_token_in_the_arguments_is_not_echoed(arguments: list[str]) -> None:
-    said = trouble_with_arguments(arguments)
-    assert "standard input" in said and f"qanat-server token revoke {ONE.id}" in said
-    assert TEXT[24:30] not in said
+    message = trouble_with_arguments(arguments)
+    assert "standard input" in message and f"qanat-server token revoke {ONE.id}" in message
+    assert TEXT[24:30] not in message
 
 
 def test_arguments_without_a_token_are_fine() -> None:

@@ -10,7 +10,7 @@ from tunnel_core.streams.relay import relay
 
 
 class DeafEnd(trio.abc.HalfCloseableStream):
-    """Never receives, cannot be aborted, and its output is closed by the other side."""
+    """End that never receives and cannot be aborted. The other side closes its output."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.sleep_forever()

@@ -385,7 +385,7 @@ async def test_forward_refuses_what_is_no_local_address(
 
 
 @pytest.mark.parametrize(
-    ("node", "told"),
+    ("node", "shown"),
     [
         ({"state": "attached", "seconds": 200.0, "silent_seconds": 9.0}, "attached 3m"),
         ({"state": "degraded", "seconds": 200.0, "silent_seconds": 9.0}, "degraded, silent 9s"),
@@ -398,8 +398,8 @@ async def test_forward_refuses_what_is_no_local_address(
         ({}, ""),
     ],
 )
-def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], told: str) -> None:
-    assert state_of(node) == told
+def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], shown: str) -> None:
+    assert state_of(node) == shown
 
 
 # the command as a whole

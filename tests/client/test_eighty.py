@@ -1,4 +1,4 @@
-"""Every table of ``qanat`` on a terminal of 80 columns: no line is longer, and no name or state is cut."""
+"""Every table of ``qanat`` on a terminal of 80 columns: no line is longer, names and states are whole."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ async def forward_process(made: Forwarded, *options: str) -> AsyncIterator[tuple
     process = await trio.lowlevel.open_process(command, env=environment(folder), **pipes)  # type: ignore[arg-type]
     assert process.stdout is not None and process.stderr is not None
     try:
-        said = json.loads(await process.stdout.receive_some())
-        yield int(said["listen"].rpartition(":")[2]), process
+        announced = json.loads(await process.stdout.receive_some())
+        yield int(announced["listen"].rpartition(":")[2]), process
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
@@ -88,10 +88,10 @@ async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path)
     with trio.fail_after(DEADLINE_SECONDS):
         async with behind_an_agent(tmp_path) as made:
             dialer = find_access(made.bundle, {}).need_connect()
-            wish = TunnelRequest.parse("edge1", made.target)
+            request = TunnelRequest.parse("edge1", made.target)
 
             async def one(word: bytes) -> None:
-                async with open_tunnel(dialer, wish) as tunnel:
+                async with open_tunnel(dialer, request) as tunnel:
                     await tunnel.stream.send_all(word)
                     assert await tunnel.stream.receive_some() == word
 
@@ -133,9 +133,9 @@ async def test_a_burst_beyond_the_bound_is_reported_and_reset(tmp_path: Path) ->
                     async with await dial("127.0.0.1", port) as stream:
                         await stream.receive_some()
             assert process.stderr is not None
-            said = b""
-            while b"4 more were reset" not in said:
-                said += await process.stderr.receive_some()
-            assert b"qanat: 3 connections are open, the limit (--max-connections)" in said
+            output = b""
+            while b"4 more were reset" not in output:
+                output += await process.stderr.receive_some()
+            assert b"qanat: 3 connections are open, the limit (--max-connections)" in output
             for stream in kept:
                 await trio.aclose_forcefully(stream)

@@ -75,14 +75,14 @@ async def test_in_a_pipe_only_changes_are_printed(
     away = ServerUnreachable("no way")
     Answers(monkeypatch, page(NODE, GONE), page(later, GONE), away, away, page(lost))
     await watched()
-    told, warned = capsys.readouterr()
-    assert [line.split(maxsplit=2)[2] for line in told.splitlines()] == [
+    printed, warned = capsys.readouterr()
+    assert [line.split(maxsplit=2)[2] for line in printed.splitlines()] == [
         "edge1             attached 5h",
         "edge2             gone 5h ping_timeout",
         "edge1             grace 1s ping_timeout",
         "edge2             forgotten",
     ]
-    assert all(line[19:20] == "Z" for line in told.splitlines())
+    assert all(line[19:20] == "Z" for line in printed.splitlines())
     assert warned.splitlines() == ["qanat: no way; retrying", "qanat: the server answers again"]
 
 
@@ -93,8 +93,8 @@ async def test_one_node_as_json(
 ) -> None:
     Answers(monkeypatch, page(NODE, GONE | {"alias": "e2"}), page(NODE))
     await watched("e2", as_json=True)
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert told == [GONE | {"alias": "e2"}, {"name": "edge2", "state": None}]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [GONE | {"alias": "e2"}, {"name": "edge2", "state": None}]
 
 
 async def test_a_slow_answer_is_asked_for_less_often(

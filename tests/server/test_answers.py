@@ -1,7 +1,7 @@
 """The answer of every HTTP listener, at every path, to every method and caller, as in ``answers.txt``.
 
 A line of the table has the path and then an answer for each method, all those with the same answer together:
-the status, the end of the content type, the reason's word, and what ``Allow`` says.
+the status, the end of the content type, the reason's word, and the value of ``Allow``.
 """
 
 from __future__ import annotations

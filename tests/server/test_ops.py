@@ -1,4 +1,4 @@
-"""The server's ops listener: readiness, metrics, and who may read them."""
+"""The server's ops listener: readiness, metrics, and access to them."""
 
 from __future__ import annotations
 

@@ -357,10 +357,10 @@ async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_pa
 async def test_mistakes_in_the_configuration_are_reported_all_at_once(tmp_path: Path) -> None:
     site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
     site.write()
-    said = await refused(site, 2, f"{site.config}: ")
-    assert "drain_secnds" in said
-    assert "did you mean drain_seconds?" in said
-    assert "did you mean session?" in said
+    message = await refused(site, 2, f"{site.config}: ")
+    assert "drain_secnds" in message
+    assert "did you mean drain_seconds?" in message
+    assert "did you mean session?" in message
     missing = await run_server(tmp_path / "none.toml")
     assert missing.returncode == 2
     assert b"make a server: qanat-server init" in missing.stderr
@@ -373,10 +373,10 @@ def sockets_in(folder: Path) -> list[Path]:
 async def refused(site: Site, code: int, words: str) -> str:
     """Check that the server does not start, and logs ``words`` and no traceback."""
     result = await run_server(site.config)
-    said = result.stderr.decode()
-    assert (result.returncode, words in said) == (code, True), said
-    assert "Traceback" not in said
-    return said
+    message = result.stderr.decode()
+    assert (result.returncode, words in message) == (code, True), message
+    assert "Traceback" not in message
+    return message
 
 
 async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) -> None:
@@ -391,9 +391,9 @@ async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) ->
         assert 'qanat_node_events_total{kind="lost"} 1.0' in page
         assert 'qanat_node_up{node="edge1"} 0.0' in page
         await server.line("node edge1 detached", reason="grace_expired")
-        told = json.loads(await ask_as_kim(tmp_path, "events", "--json"))["events"]
-        assert [event["kind"] for event in told] == ["server_started", "attached", "lost", "expired"]
-        assert {event["node"] for event in told[1:]} == {"edge1"}
+        events = json.loads(await ask_as_kim(tmp_path, "events", "--json"))["events"]
+        assert [event["kind"] for event in events] == ["server_started", "attached", "lost", "expired"]
+        assert {event["node"] for event in events[1:]} == {"edge1"}
         [node] = json.loads(await ask_as_kim(tmp_path, "nodes", "--json"))["nodes"]
         assert (node["state"], node["last_reason"]) == ("gone", "grace_expired")
         assert node["silent_seconds"] >= 3.9

@@ -43,7 +43,7 @@ class StoppedOutput:
             self.text += os.read(self._reading, 65536)
 
     def stop(self) -> None:
-        """Fills the pipe by way of a description of its own, so that the program's stays blocking."""
+        """Fill the pipe through another open file description, so that the program's stays blocking."""
         filling = os.open(f"/proc/self/fd/{self.writing}", os.O_WRONLY | os.O_NONBLOCK)
         try:
             while True:

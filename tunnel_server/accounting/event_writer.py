@@ -53,13 +53,13 @@ class EventWriter:
                     await self._store.probe()
 
     async def refresh_last_seen(self) -> None:
-        """Record that the attached nodes are seen now. The failure of a store is ignored."""
+        """Record that the attached nodes are seen now. A failure of the store is ignored."""
         self._next_refresh = trio.current_time() + LAST_SEEN_SECONDS
         with contextlib.suppress(StoreError):  # the writer has logged it
             await self._store.refresh_last_seen()
 
     async def flush(self) -> None:
-        """Write all events of the log. If the store fails they stay in the log for the next call."""
+        """Write the events that are not yet written. If the store fails, the next call writes them."""
         while events := self._events.after(self._last_id, most=_BATCH):
             try:
                 await self._store.add_events(events)

@@ -26,7 +26,7 @@ WINDOW_SECONDS = 60.0
 """Time between two lines of the audit about refusals of one listener, reason and source, because strangers
 cause them."""
 MAX_SOURCES = 1000
-"""Sources that are told apart at a time."""
+"""Sources that are distinguished at a time."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class _Window:
 
 
 class Refusals:
-    """Recorder of refusals. ``write`` takes a line and never blocks; ``clock`` gives steady seconds."""
+    """Recorder of refusals. ``write`` takes a line and never blocks; ``clock`` gives monotonic seconds."""
 
     def __init__(self, write: Callable[[AuditLine], None], clock: Callable[[], float]) -> None:
         self._write = write
@@ -121,7 +121,7 @@ def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> 
 
 
 def with_identity(identity: SpiffeId | None, line: AuditLine) -> AuditLine:
-    """Return the line with the name of the node or user. The name of a server has no field in it."""
+    """Return the line with the name of the node or user. A line has no field for a server's name."""
     if identity is None:
         return line
     match identity.role:

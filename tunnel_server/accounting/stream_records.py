@@ -13,10 +13,9 @@ from tunnel_server.accounting.refusal_audit import Refusals
 
 
 class StreamRecorder:
-    """Recorder for all entrances. ``log`` selects the streams that are logged; ``clock`` is monotonic, in
-    seconds.
+    """Recorder for all entrances. ``log`` selects the streams that are logged.
 
-    ``refusals`` writes refused connections and requests to the audit.
+    ``clock`` gives monotonic seconds. ``refusals`` writes refused connections and requests to the audit.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class StreamRecorder:
         logs.stream_opened(self._log, facts, address=address)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
-        """Record that the target's first byte came ``seconds`` after the user's first byte."""
+        """Record that the target's first byte came ``seconds`` after the stream was requested."""
         self._counters.first_byte(entrance, seconds)
 
     def closed(
@@ -72,7 +71,10 @@ class StreamRecorder:
         self._lines.stream_refused(facts, refused, now=self._clock())
 
     def refused(self, entrance: str, source: str, refused: Refused, *, in_audit: bool = False) -> None:
-        """Record the refusal of a peer without an identity. ``in_audit``: the audit already has a line."""
+        """Record the refusal of a peer that is no authenticated user.
+
+        ``in_audit``: the audit already has a line.
+        """
         self._counters.refused_unauthenticated(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock())
         if not in_audit:

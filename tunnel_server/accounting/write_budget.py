@@ -1,7 +1,7 @@
 """Rate limits for what one node causes to be written. No I/O, no clock.
 
-Events, audit lines and log lines have a budget for each kind. Those beyond the budget are left out and
-counted; the next one that is written gives their number.
+Events, audit lines and log lines have a budget for each kind. Lines and events beyond the budget are left
+out and counted; the next one that is written gives their number.
 
 The budget of events is larger than that of attaches, so the start and the end of a session are never left
 out.

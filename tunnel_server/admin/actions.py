@@ -1,6 +1,6 @@
 """Actions of an administrator on the store and the authority. Each takes arguments and returns JSON.
 
-They are the same over the admin socket of a running server and in a command that opens the store itself.
+The actions are the same over the admin socket of a running server and in a command that opens the store.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 1. A row takes 50 us of the event loop, so the list of a fleet would stop all streams for 100 ms. Rows are
    built in pieces of one millisecond, with pauses between them.
-2. A list is built after the request for it. Requests that arrive during a build share the next build. Builds
-   are at least 0.5 ms a row apart, at most 5 s: one second for 2,000 nodes. So lists take a tenth of a
-   processor at any number of requests.
+2. A list is built after the request for it. Requests that arrive during a build share the next build. This
+   next build begins at the earliest 0.5 ms a row after the begin of the previous one, 5 s at most: one second
+   for 2,000 nodes. So lists take a tenth of a processor at any number of requests.
 3. Each user gets one build at a time, at 10,000 rows a second, and may have four undelivered lists. Further
    requests of the user wait. Short answers have separate turns, so that an unread list does not delay them.
 4. All pages of a list come from one snapshot while the server keeps the snapshot. Later pages begin with the

@@ -29,8 +29,8 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationList, refusal
 
 ALLOWANCE = timedelta(seconds=5)
-"""Time by which a session or a stream may outlive its certificate. A renewal that is under way is not cut off
-at its last step."""
+"""Time by which a session or a stream may outlive its certificate, so that a renewal that is under way is not
+cut off at its last step."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _MAX_CHECK_SECONDS = 60.0
 """Longest time between two checks for expiry, because this machine's clock may be set meanwhile."""
@@ -96,7 +96,10 @@ class CredentialWatch:
             raise refused
 
     def register(self, certificate: VerifiedCertificate, end: Callable[[Refused], None]) -> WatchEntry:
-        """Call ``end`` with the reason as soon as the certificate becomes invalid."""
+        """Call ``end`` with the refusal as soon as the certificate becomes invalid.
+
+        A certificate that is already revoked is not noticed, so call ``require`` first.
+        """
         entry = WatchEntry(certificate, end, self)
         self._entries[entry] = None
         self.schedule_check(certificate)

@@ -61,7 +61,7 @@ def identify_by_peer(peers: Mapping[int, str], trust_domain: str) -> Identify:
     return identify
 
 
-def by_file_mode(trust_domain: str) -> Identify:
+def identify_by_file_mode(trust_domain: str) -> Identify:
     """Return an ``Identify`` for the admin socket, whose file mode admits only administrators."""
 
     def identify(accepted: AcceptedConnection) -> User:

@@ -75,7 +75,7 @@ class RevocationList:
     def put(self, revocation: Revocation) -> None:
         """Add a revocation and call the subscribers.
 
-        A revocation of a name also revokes the certificates that were issued after an earlier one.
+        A revocation of a name also revokes the certificates that were issued after an earlier revocation.
         """
         if revocation.kind is RevocationKind.SERIAL:
             self._serials |= revocation.subjects

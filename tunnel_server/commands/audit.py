@@ -30,7 +30,7 @@ _TABLE = Table(("time", "what", "whom", "by", "detail"))
     type=click.IntRange(1, MAX_LISTED),
     default=100,
     show_default=True,
-    help="Number of lines, the newest first chosen.",
+    help="Number of lines. The newest are chosen.",
 )
 @wide_option
 @config_option

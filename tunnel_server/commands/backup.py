@@ -68,7 +68,7 @@ def backup(file: Path, config: Path | None, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
-    help="Allow this folder or file of the server, which is not a usual one; may be repeated.",
+    help="Allow this folder or file, although it is not a usual one of a server; may be repeated.",
 )
 @yes_option
 @json_option

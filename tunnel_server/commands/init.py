@@ -164,7 +164,7 @@ def _next_steps(plan: Installation) -> list[str]:
 
 
 def _service_step(plan: Installation) -> list[str]:
-    """Return the hint about a service, which only an installation by root can be."""
+    """Return the hint about a service. It is empty unless root installs, because only root can set one up."""
     if not paths.is_system():
         return []
     named = paths.config_argument(plan.config_file, paths.server_config_file())

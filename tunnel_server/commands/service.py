@@ -78,7 +78,10 @@ def _listens(loaded: ServerConfig) -> Iterator[ListenAddress]:
 
 
 def _write_folders(loaded: ServerConfig, is_usual: bool) -> Iterator[Path]:
-    """Yield the folders to write to that systemd does not create: neither the data nor the runtime folder."""
+    """Yield the folders to write to that systemd does not create.
+
+    Systemd creates the runtime folder, and the data folder if it is the usual one.
+    """
     if not is_usual:
         yield loaded.data_dir
     unix = loaded.connect.unix

@@ -21,7 +21,7 @@ ENTRANCE = "connect"
 
 
 class ConnectEntrance:
-    """Answer CONNECT requests of users whose certificate is accepted."""
+    """Answer CONNECT requests of authenticated users."""
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener

@@ -45,7 +45,7 @@ _CSR_ATTRIBUTES = base64.encodebytes(
 
 @dataclass(frozen=True, slots=True)
 class PublicAddresses:
-    """Public addresses (``host:port``) of the agents' listener and of the HTTPS listener."""
+    """Trust domain, and public addresses (``host:port``) of the agents' and of the HTTPS listener."""
 
     trust_domain: str
     agents: tuple[str, ...]

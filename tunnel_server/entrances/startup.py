@@ -21,7 +21,12 @@ from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import CredentialWatch
-from tunnel_server.auth.identify import Identify, by_file_mode, identify_by_certificate, identify_by_peer
+from tunnel_server.auth.identify import (
+    Identify,
+    identify_by_certificate,
+    identify_by_file_mode,
+    identify_by_peer,
+)
 from tunnel_server.config import ServerConfig, Tcp
 from tunnel_server.entrances.agents import ENTRANCE as AGENTS
 from tunnel_server.entrances.agents import AgentsEntrance
@@ -115,7 +120,9 @@ class Entrances:
 
     async def _open_admin(self) -> None:
         sections = [self._api(), self._admin()]
-        entrance = self._https_entrance(ADMIN, sections, by_file_mode(self.config.trust_domain), None)
+        entrance = self._https_entrance(
+            ADMIN, sections, identify_by_file_mode(self.config.trust_domain), None
+        )
         address = UnixAddress(self.config.admin.socket, self.config.admin.mode)
         await self.listeners.open_unix(ADMIN, address, entrance.serve)
 

@@ -27,7 +27,7 @@ from tunnel_core.tally import Tally
 MAX_EVENTS = 10_000
 """Events of nodes in memory: all agents of a full server lost and back."""
 MAX_EVENTS_OF_NODE = 100
-"""Events of one kind of one node: a hundredth of the ring."""
+"""Events of one kind of one node: a hundredth of the log."""
 _MAX_DETAIL = 512
 
 

@@ -9,10 +9,10 @@ from tunnel_core.tally import Tally
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.events.event_log import OF_SERVER, EventKind, Events, NodeEvent
 
-MAX_FOLLOWERS = 64
-"""Requests that follow events at once. Each holds a connection."""
-MAX_OF_USER = MAX_FOLLOWERS // 4
-"""The same of one user: a quarter."""
+MAX_SUBSCRIBERS = 64
+"""Requests that wait for events at once. Each holds a connection."""
+MAX_OF_USER = MAX_SUBSCRIBERS // 4
+"""Requests of one user that wait for events at once: a quarter."""
 
 
 class EventSubscribers:
@@ -37,11 +37,11 @@ class EventSubscribers:
     async def wait_newer(self, last_id: int, node: str = "", user: str = "") -> None:
         """Wait for an event with an id above ``last_id``. An empty ``node`` selects all nodes.
 
-        Raises ``Refused`` if too many requests wait: ``MAX_FOLLOWERS`` in total, because each holds a
-        connection, or ``MAX_OF_USER`` of one user, which is a quarter. A cancellation frees the place.
+        Raises ``Refused`` if ``MAX_SUBSCRIBERS`` requests wait, or ``MAX_OF_USER`` of this user. A
+        cancellation frees the place.
         """
-        if self._waiting.total() >= MAX_FOLLOWERS:
-            detail = f"{MAX_FOLLOWERS} already follow the events; ask without wait"
+        if self._waiting.total() >= MAX_SUBSCRIBERS:
+            detail = f"{MAX_SUBSCRIBERS} already follow the events; ask without wait"
             raise Refused(Reason.TOO_MANY_CONNECTIONS, detail)
         if self._waiting[user] >= MAX_OF_USER:
             detail = f"{user} already follows the events {MAX_OF_USER} times; end some, or ask without wait"

@@ -80,7 +80,7 @@ class Ticket:
             self._admission.progressed(self)
 
     def begin_work(self) -> None:
-        """The connection does not give way until ``progressed``: the server works for it."""
+        """Keep the connection from giving way until ``progressed``, because the server works for it."""
         self._admission.no_longer_idle(self)
 
     @contextlib.contextmanager
@@ -117,7 +117,7 @@ class Ticket:
 
 
 class Admission:
-    """The connection counts of one listener. ``clock`` gives steady seconds."""
+    """The connection counts of one listener. ``clock`` gives monotonic seconds."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@
    deadline, so no connection delays another.
 2. A connection is counted before its first byte is read (``admission``). A connection beyond the count of its
    source waits for its turn, unread, for up to 5 s. A refused connection gets an answer of its protocol, if
-   that has one (``declining``), else a reset.
+   that has one (``tunnel_core.http.declining``), else a reset.
 3. Without free descriptors ``accept`` fails at once, and the connection stays in the queue. The loop logs the
    failure once a second, pauses, and continues when descriptors are free.
 4. ``stop_accepting`` ends the loops and leaves running connections open. ``serve`` returns after the last
@@ -177,7 +177,7 @@ class Listener:
         )
 
     async def _make_room(self) -> None:
-        """Make room until no connection waits. Each waits for at most ``TURN_SECONDS``."""
+        """Make room until no connection waits. A connection waits for at most ``TURN_SECONDS``."""
         try:
             while self._admission.has_waiting:
                 self._admission.make_room()

@@ -98,7 +98,7 @@ def over_tls(
         assert isinstance(transport, SocketStream)
         stream = SocketTlsStream(transport, contexts.current, server_side=True)
         try:
-            await _handshake(stream, handshake_seconds, Turns(turns, accepted.ticket))
+            await _handshake(stream, handshake_seconds, HandshakeTurns(turns, accepted.ticket))
         except Refused as refused:
             accepted.ticket.refused()
             if not (refused.reason is Reason.HANDSHAKE_FAILED and _has_left(stream)):
@@ -114,7 +114,7 @@ def over_tls(
     return handle
 
 
-class Turns:
+class HandshakeTurns:
     """Turns of one connection at the processor. The connection does not give way while it waits or computes.
 
     This holds for the first two turns, the two steps of a handshake. A client that sends single bytes causes
@@ -154,7 +154,7 @@ def _has_left(stream: TlsStream) -> bool:
     return stream.has_ended and not stream.has_received
 
 
-async def _handshake(stream: TlsStream, seconds: float, turns: Turns) -> None:
+async def _handshake(stream: TlsStream, seconds: float, turns: HandshakeTurns) -> None:
     try:
         with trio.fail_after(seconds):
             await stream.do_handshake(turns)

@@ -53,11 +53,7 @@ _FAREWELL_SECONDS = 2.5
 
 @dataclass(frozen=True, slots=True)
 class AttachSettings:
-    """Settings that all attaches share. ``max_agents`` bounds the nodes that are attached at once.
-
-    ``max_pending`` bounds the attaches in progress, because each holds a TLS connection for up to ten
-    seconds.
-    """
+    """Settings that all attaches share. ``max_agents`` bounds the nodes that are attached at once."""
 
     trust_domain: str
     max_agents: int

@@ -3,7 +3,7 @@
 Each new session ends an older one and leaves events, audit lines and log lines behind. A node may therefore
 attach a few times at once and then once every few seconds. The server refuses an attach before it makes a
 session. Resumptions have a separate budget, which is larger than an agent can use up on a link that fails all
-the time. Another program with the same certificate thus cannot keep the agent from its session.
+the time. So another program with the same certificate cannot use up the budget that the agent needs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tunnel_server.pki.enrolment.rate_limits import RequestRateLimits
 ATTACHES, ATTACH_SECONDS = 10, 5.0
 """New sessions of one node. Each ends another one and leaves events, audit and log lines."""
 RESUMES, RESUME_SECONDS = 60, 1.0
-"""Resumptions of one node. An agent begins at most one attempt a second, so another program with the
-certificate cannot use this up."""
+"""Resumptions of one node. An agent begins at most one attempt a second, so it never uses them up. Another
+program cannot use them up, because it lacks the secret of the session."""
 _MAX_KEYS = 50_000
 """The nodes of several full servers. A node whose key is dropped gets its whole budget back."""
 

@@ -71,7 +71,7 @@ class Node:
 class Nodes:
     """The registry. ``monotonic`` gives seconds for ages, ``wall`` the UTC time shown to people.
 
-    ``is_revoked`` tells whether a node's name was revoked and no newer certificate readmits the node.
+    ``is_revoked`` returns whether a node's name was revoked and no newer certificate readmits the node.
     ``most_gone`` bounds the nodes without a session.
     """
 

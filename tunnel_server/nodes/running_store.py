@@ -71,7 +71,7 @@ async def _restore(store: Store, nodes: Nodes) -> None:
     with contextlib.suppress(StoreError):  # a full disk does not prevent the start
         await store.detach_all()
     for known in await store.known_nodes():
-        # "The server is stopping" tells a user of the next run nothing.
+        # In the next run, "the server is stopping" would explain nothing to a user.
         reason = None if known.reason is Reason.SERVER_STOPPING else known.reason
         nodes.learn(known.name, known_at=known.known_at, last_seen_at=known.last_seen_at, reason=reason)
     store.subscribe_nodes(nodes.learn)

@@ -8,10 +8,10 @@ from one agent that restarts:
    a dead run never attaches again, so a crash loop does not match.
 2. More than three takeovers between different boots in a minute come from two machines whose agents restart.
 
-Then the attached agent stays, and the server tells the newcomer to wait a minute. The newcomer retries again
-and again. After two minutes without a retry the server forgets the verdict. Until then it refuses every other
-run while the attached run is alive. Otherwise a supervisor could restart the refused agent, and the takeovers
-would continue.
+In both cases the attached agent stays, and the refusal asks the newcomer to wait a minute. The newcomer
+retries again and again. After two minutes without a retry the server forgets the verdict. Until then it
+refuses every other run while the attached run is alive. Otherwise a supervisor could restart the refused
+agent, and the takeovers would continue.
 """
 
 from __future__ import annotations

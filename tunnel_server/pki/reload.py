@@ -103,7 +103,10 @@ class Reload:
         self._credential_watch = credential_watch
 
     def reload(self) -> None:
-        """Read certificate, roots and authority again. Unusable files change nothing, and are logged."""
+        """Read certificate, roots and authority again. Failures are logged.
+
+        With an unusable certificate or root nothing changes. An unusable authority leaves no signer.
+        """
         try:
             self._certificates.reload()
         except (BadCredentials, OSError, ValueError) as error:

@@ -26,7 +26,7 @@ from certs.rotation import (
     Phase,
     Rotation,
     RotationStep,
-    require_nobody_cut,
+    require_none_cut_off,
 )
 from certs.x509 import VerifiedCertificate, describe, facts_of, is_signed_by, pin_of
 from tunnel_core.humanize import as_iso, as_minute, minute_of
@@ -43,8 +43,7 @@ _SAME_MOMENT = datetime.timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class CertificateInventory:
-    """The certificates of a server: those in use by the store's record, and the time since which it records
-    them.
+    """The certificates of a server. ``in_use`` has those in the store's record, which began at ``since``.
 
     ``live`` are the certificates of the current sessions and streams, known to the store or not.
     """
@@ -94,7 +93,7 @@ class RotationSteps:
             rotation = self._read()
             rotation.require(step)
             if not force:
-                require_nobody_cut(step, self._cut(rotation, step, inventory))
+                require_none_cut_off(step, self._cut(rotation, step, inventory))
                 self._require_all_known(rotation, step, inventory)
 
     def take(self, step: RotationStep, *, root_key: Path | None = None) -> None:

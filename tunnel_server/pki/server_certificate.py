@@ -81,7 +81,7 @@ def _bounded(seconds: float) -> float:
 
 
 class OwnCertificate:
-    """Renews the server's certificate. ``changing`` is held while files change.
+    """Renewal of the server's certificate. ``changing`` is held while files change.
 
     ``on_renewed`` is called after a renewal, to reload the files.
     """

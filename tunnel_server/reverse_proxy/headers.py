@@ -225,7 +225,7 @@ def refuse_cross_site(request: h11.Request) -> None:
             Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
         )
     # Origin is null for a form whose page has "Referrer-Policy: no-referrer", and for a sandboxed frame of
-    # another site. Sec-Fetch-Site tells them apart, because no page can set it and the frame is cross-site.
+    # another site. Sec-Fetch-Site separates the two, because no page can set it and the frame is cross-site.
     if "null" in origins and site != b"same-origin":
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED,

@@ -133,8 +133,8 @@ def _line(row: Row) -> AuditLine:
 def prune(connection: Connection, *, older_than: int, keep: int, most: int) -> int:
     """Remove lines that are too old or too many, and return their number.
 
-    Lines from before ``older_than`` (milliseconds) and lines beyond ``keep`` go. One call removes up to a few
-    times ``most``.
+    Lines from before ``older_than`` (milliseconds) and lines beyond ``keep`` are removed. One call
+    removes up to a few times ``most``.
     """
     removed = _prune_refused(connection, max(1, keep // _REFUSED_SHARE), most)
     if removed == most:
@@ -178,7 +178,7 @@ def _prune_shares(connection: Connection, keep: int, most: int) -> int:
 
 
 def _prune_oldest(connection: Connection, too_many: int) -> int:
-    """Remove the oldest ``too_many`` lines. Acts of administrators go only when no other lines are left."""
+    """Remove the oldest ``too_many`` lines. Acts of administrators are removed last."""
     if too_many <= 0:
         return 0
     acts = ", ".join(f"'{kind.value}'" for kind in ACTS)

@@ -223,10 +223,10 @@ def newest_of_node(connection: Connection, name: str) -> NodeCertificate | None:
 
 
 def ending(connection: Connection, now: int) -> list[dict[str, Any]]:
-    """Return nodes whose newest certificate is in the last fifth of its validity, or expired within two
-    weeks.
+    """Return the certificates of nodes whose renewal is overdue, as JSON.
 
-    Agents renew after two thirds of the validity. A node that was revoked is left out.
+    These are certificates in the last fifth of their validity, or expired within two weeks. Only the newest
+    one of a node counts. Agents renew after two thirds of the validity. Revoked certificates are left out.
     """
     rows = connection.execute(
         "SELECT * FROM certificates AS one WHERE role = 'node' AND ends_at > :horizon"

@@ -16,7 +16,8 @@ from tunnel_server.store.timestamps import from_ms, to_ms
 KEEP_EVENTS = 100_000
 """Events of nodes in the store."""
 KEEP_EVENTS_OF_NODE = 1000
-"""Events of one kind of one node in the store. Beyond it a node pushes out its own events, and no others."""
+"""Events of one kind of one node in the store. Beyond this
+number a node pushes out its own oldest events, and no others."""
 MAX_LISTED = 1000
 
 

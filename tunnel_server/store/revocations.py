@@ -189,7 +189,7 @@ def is_covered(connection: Connection, kind: RevocationKind, name: str, serial: 
 
 
 def load(connection: Connection) -> RevocationList:
-    """Return all revocations as a list for the memory."""
+    """Return the list of all revocations, for checks in memory."""
     revocation_list = RevocationList()
     for row in connection.execute("SELECT * FROM revocations ORDER BY number"):
         revocation_list.put(_revocation(row))

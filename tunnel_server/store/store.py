@@ -320,7 +320,7 @@ class Store:
     # Housekeeping.
 
     async def created_at(self) -> datetime:
-        """Return the time when the store was created. It lacks the certificates that were issued before."""
+        """Return the time when the store was created. The store lacks certificates issued before that."""
         query = "SELECT applied_at FROM schema_versions WHERE version = 1"
         return from_ms(await self._read(lambda connection: connection.execute(query).fetchone()[0]))
 

@@ -1,4 +1,4 @@
-"""Subjects of revocations: is the subject known, which names are similar, and what would its revocation end.
+"""Subjects of revocations: known subjects, similar names, and what a revocation would end.
 
 Read-only SQL for a connection of the caller.
 """

@@ -1,4 +1,4 @@
-"""The meaning of CONNECT authorities and web hosts."""
+"""Routing of CONNECT authorities and web hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Node events on their way from the ring to the store."""
+"""Writing of node events from the event log to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refused identities reach the audit, a flood of them as one line a minute."""
+"""Refused identities in the audit: a flood of refusals is one line a minute."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tunnel_server.commands.server_client import ask_server
 
 
 def let_files_grow(program: Program, *, may: bool) -> None:
-    """As a full disk: no file may grow, the log goes to a pipe."""
+    """Simulate a full disk: no file may grow. The log goes to a pipe."""
     limit = resource.RLIM_INFINITY if may else 1
     resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
@@ -48,9 +48,9 @@ async def test_the_data_path_goes_on_without_the_store(tmp_path: Path, on_failur
         await say(await site.through(), b"and a new one")
         agent.signal(signal.SIGKILL)
         await agent.exit_code()
-        said = len(server.lines)
+        seen = len(server.lines)
         async with running(agent.process.args):  # type: ignore[arg-type]
-            await server.line("node edge1 attached", after=said)
+            await server.line("node edge1 attached", after=seen)
             again = await site.through()
             await say(again, b"by an agent that attached meanwhile")
             await until_ready(site, "degraded\n")

@@ -85,10 +85,10 @@ async def test_a_quiet_node_is_an_empty_answer() -> None:
 
 
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    followers = EventSubscribers(Events(now), Counters())
+    subscribers = EventSubscribers(Events(now), Counters())
     with trio.fail_after(31):
         await api_events.wait(
-            followers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
+            subscribers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
         )
     assert trio.current_time() >= 30 - 1e-6
 
@@ -114,7 +114,7 @@ async def test_a_gap_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "sentence"),
     [
         ("aftr=1", "'aftr' is not a parameter"),
         ("after=-1", "after is not"),
@@ -128,8 +128,8 @@ async def test_a_gap_is_reported() -> None:
         ("&".join(f"p{i}=1" for i in range(20)), "too many parameters"),
     ],
 )
-def test_invalid_queries_are_refused(query: str, said: str) -> None:
-    with pytest.raises(Refused, match=said) as caught:
+def test_invalid_queries_are_refused(query: str, sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence) as caught:
         parse_query(query)
     assert caught.value.reason is Reason.BAD_REQUEST
 

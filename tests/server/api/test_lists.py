@@ -37,7 +37,7 @@ from tunnel_server.nodes.registry import Node
 
 
 class Fleet:
-    """Names to list; counts what was made, and the most that was made without a rest."""
+    """Names to list. Counts the rows that were made, and the most rows without a rest."""
 
     def __init__(self, size: int, *, is_prompt: bool = False) -> None:
         self.names = [f"edge{number:05}" for number in range(size)]
@@ -281,7 +281,7 @@ async def test_completion_does_not_wait_between_two_lists(autojump_clock: MockCl
 
 
 def asking(edge: Edge) -> Callable[[str, Reader], Awaitable[None]]:
-    """Returns how a user asks for a path of the API."""
+    """Return a function with which a user requests a path of the API."""
     router = Router([edge.api(), Section("api", "", USER, ())])
     accepted = AcceptedConnection(cast(SocketStream, None), "127.0.0.1:4711", cast(Ticket, None))
     caller = Caller(accepted, User("alice", Role.USER, TRUST_DOMAIN), edge.standing)
@@ -294,7 +294,7 @@ def asking(edge: Edge) -> Callable[[str, Reader], Awaitable[None]]:
 
 
 class Reader:
-    """A client that takes an answer in, or stops before its end."""
+    """A client that reads an answer, or stops before its end."""
 
     def __init__(self, *, reads: bool) -> None:
         self.begun = False

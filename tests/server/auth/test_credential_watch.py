@@ -18,7 +18,7 @@ START = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 class Watched:
-    """A ``CredentialWatch`` whose wall clock goes with trio's, and what it has ended."""
+    """A ``CredentialWatch`` whose wall clock follows trio's, and the certificates that it has ended."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.set_ahead = timedelta()
@@ -187,8 +187,8 @@ async def test_a_block_is_cancelled_with_the_reason(
 
 
 def test_a_revoked_user_gets_the_next_step_and_a_node_only_the_reason() -> None:
-    said = {
+    sentences = {
         role: str(refusal(SpiffeId("qanat.internal", role, "kim"), "a1")) for role in (Role.USER, Role.NODE)
     }
-    assert said[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
-    assert said[Role.NODE].endswith("was revoked")
+    assert sentences[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
+    assert sentences[Role.NODE].endswith("was revoked")

@@ -174,7 +174,7 @@ def test_a_single_file_in_the_way_is_enough(tmp_path: Path, name: str) -> None:
 
 
 class Died(BaseException):
-    """The process is gone: nothing after it runs but what a kill would leave."""
+    """The process was killed: no code after this point runs."""
 
 
 @pytest.mark.parametrize("survived", range(18))
@@ -288,9 +288,9 @@ def test_a_user_gets_a_bundle_where_they_stand(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("issue", "user", "kim@example.com", "--config", server, "--days", "0.5", "--json")
-    told = json.loads(result.stdout)
-    assert told["files"] == ["kim@example.com.pem"]
-    assert told["next"] == ["qanat --bundle kim@example.com.pem nodes"]
+    answer = json.loads(result.stdout)
+    assert answer["files"] == ["kim@example.com.pem"]
+    assert answer["next"] == ["qanat --bundle kim@example.com.pem nodes"]
     assert read_bundle(tmp_path / "kim@example.com.pem").identity.name == "kim@example.com"
 
 

@@ -44,7 +44,7 @@ class Rogue:
 
 
 def _flood(connection: ssl.SSLSocket, kind: str) -> None:
-    """Until the server ends the connection."""
+    """Flood until the server ends the connection."""
     connection.settimeout(10)
     flood = http2.FLOODS[kind]()
     for _ in range(100_000):
@@ -76,7 +76,7 @@ async def _still_works(site: Site) -> None:
 
 async def _until_all_left(admission: Admission) -> None:
     with trio.fail_after(10):
-        while admission.open_connections:  # noqa: ASYNC110 - nothing tells when a place is free
+        while admission.open_connections:  # noqa: ASYNC110 - no event reports a free place
             await trio.sleep(0.005)
 
 
@@ -192,7 +192,7 @@ async def test_of_many_connections_of_one_certificate_the_oldest_is_closed(tmp_p
 
 
 def _read_ping(connection: ssl.SSLSocket) -> bool:
-    """Whether a PING is answered before the connection ends."""
+    """Return whether a PING is answered before the connection ends."""
     connection.settimeout(10)
     received = b""
     expected = http2.frame(http2.PING, http2.ACK, 0, struct.pack(">Q", 1))
@@ -202,7 +202,7 @@ def _read_ping(connection: ssl.SSLSocket) -> bool:
 
 
 class _SlowPort(RecordingPort):
-    """Notes which pass of ``passes`` each packet came in, after a millisecond of work."""
+    """Port that notes in which of ``passes`` each packet arrives, after a millisecond of work."""
 
     def __init__(self, carrier: Carrier, passes: list[None]) -> None:
         self.came: list[int] = []

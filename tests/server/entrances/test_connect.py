@@ -180,8 +180,8 @@ async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None
     async def answer_late(far: FarEnd) -> None:
         await dial_succeeds.wait()
         far.accept()
-        said = await receive_all(far.stream)
-        await far.stream.send_all(b"you said " + said)
+        received = await receive_all(far.stream)
+        await far.stream.send_all(b"you said " + received)
         await far.stream.send_eof()
 
     async with open_edge() as edge:

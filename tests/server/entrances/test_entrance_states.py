@@ -81,8 +81,8 @@ class Site:
             self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.standing
         )
 
-    async def attach(self, **said: object) -> Agent:
-        agent = self.door.dial(NODE, **said)
+    async def attach(self, **fields: object) -> Agent:
+        agent = self.door.dial(NODE, **fields)
         agent.on_open = self.arrived.append
         await agent.attach(self.door.limits)
         await self.settle()
@@ -150,7 +150,7 @@ async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncI
 
 @contextlib.contextmanager
 def never_waiting() -> Iterator[None]:
-    """Fails when the block waits for the clock, which stands still."""
+    """Fail if the block waits for the clock, which stands still."""
     with trio.CancelScope() as scope:
 
         async def watch() -> None:
@@ -164,7 +164,7 @@ def never_waiting() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Told:
-    """What the user saw of a refusal or an end. ``reason`` is None for a bare reset."""
+    """Refusal or end as the user received it. ``reason`` is None for a bare reset."""
 
     status: int = 0
     reason: Reason | None = None
@@ -204,7 +204,7 @@ class Asked:
         return Told(int(found[1]), Reason[word.decode().upper()], found[2].decode())
 
     async def answered(self) -> None:
-        """Until the target's answer has begun."""
+        """Wait until the target's answer has begun."""
         with never_waiting():
             await receive_until(self.stream, b"answer")
 
@@ -214,7 +214,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Entrance:
-    """``label`` is the metric's; ``answer`` is what the target says to ``request``."""
+    """An entrance. ``label`` is the metric's; ``answer`` is the target's answer to ``request``."""
 
     name: str
     label: str

@@ -39,7 +39,7 @@ PKCS10 = "application/pkcs10"
 
 
 async def run(*command: str, data: bytes = b"") -> bytes:
-    """The standard output of a program that has to succeed."""
+    """Return the standard output of a program, which must succeed."""
     ran = await trio.run_process(command, stdin=data, capture_stdout=True, capture_stderr=True, check=False)
     assert ran.returncode == 0, (command, ran.stderr)
     output: bytes = ran.stdout
@@ -99,7 +99,7 @@ def request_of(name: str = "edge1", role: Role = Role.NODE) -> bytes:
 
 @pytest.fixture
 def curl_and_openssl() -> None:
-    """Skips the test, with what to install: from inside a trio test that sentence would be lost."""
+    """Skip the test, and name the missing program. Inside a trio test that sentence would be lost."""
     need("curl", "openssl")
 
 
@@ -118,13 +118,13 @@ async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
         answer = await curl_post(issuing, "simplereenroll", two, *shown)
         second = await openssl_certificates(tmp_path, "two", answer.body)
         await verify_with_openssl(issuing, tmp_path, second)
-        said = facts_of(second.read_bytes())
-        assert (said.identity, said.serial != facts_of(first.read_bytes()).serial) == (
+        facts = facts_of(second.read_bytes())
+        assert (facts.identity, facts.serial != facts_of(first.read_bytes()).serial) == (
             identity("edge1"),
             True,
         )
         assert [line[0] for line in await issuing.audit()] == ["enrolled", "renewed"]
-        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == said.serial
+        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == facts.serial
 
 
 async def curl_post(issuing: Issuing, operation: str, body: bytes, *options: str) -> Answer:
@@ -214,9 +214,9 @@ async def test_a_users_renewal_has_the_validity_of_users(tmp_path: Path) -> None
     async with open_issuing(tmp_path) as issuing:
         answer = await renew(issuing, pki.user_leaf("kim"), request_of("kim", Role.USER))
         (leaf,) = read_certs_only(answer.body)
-        said = describe(leaf)
-        assert said.uris == (str(identity("kim", Role.USER)),)
-        assert 3600 + 1700 < (said.ends - said.begins).total_seconds() <= 3600 + 1800
+        description = describe(leaf)
+        assert description.uris == (str(identity("kim", Role.USER)),)
+        assert 3600 + 1700 < (description.ends - description.begins).total_seconds() <= 3600 + 1800
         assert await issuing.audit() == [("renewed", "", "kim")]
 
 
@@ -310,7 +310,7 @@ ODD = {
     "a mail address": (odd_request(MAIL), *BAD),
     "a weak key": (odd_request(curve=ec.SECP192R1()), 400, "weak_key", "weak_key"),
 }
-"""What a request of edge1 says beside its name, the status, and the word at a renewal and at an enrolment."""
+"""Contents of a request of edge1 beside its name, the status, and the reason at renewal and at enrolment."""
 
 
 async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_that(
@@ -321,13 +321,13 @@ async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_th
         assert (await enrol(issuing, token, request_of("edge2"))).word == "token_name_mismatch"
         assert (await renew(issuing, pki.node_leaf("edge1"), request_of("edge2"))).word == "csr_name_mismatch"
         assert (await enrol(issuing, "secret", request_of())).word == "token_wrong"
-    told = [
+    logged = [
         (record.getMessage(), {key: record.fields.get(key) for key in ("token", "node", "reason")})  # type: ignore[attr-defined]
         for record in caplog.records
         if record.name == "qanat.refusals"
     ]
     known, stranger = "request refused", "refused before authentication"
-    assert told == [
+    assert logged == [
         (known, {"token": token.id, "node": "edge1", "reason": "token_name_mismatch"}),
         (known, {"token": None, "node": "edge1", "reason": "csr_name_mismatch"}),
         (stranger, {"token": None, "node": None, "reason": "token_wrong"}),
@@ -433,7 +433,7 @@ async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> Non
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-        while not issuing.enrolment.present:  # noqa: ASYNC110 - nothing else tells
+        while not issuing.enrolment.present:  # noqa: ASYNC110 - no other sign
             await trio.sleep(0.01)
         answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
         assert (answer.status, answer.word) == (503, "too_many_enrolments")

@@ -21,7 +21,12 @@ from tests.support.pki.issuing import open_issuing
 from tunnel_core.http.server import HttpConnection
 from tunnel_core.identity import Role
 from tunnel_core.streams.tls import TlsStream
-from tunnel_server.auth.identify import Identify, by_file_mode, identify_by_certificate, identify_by_peer
+from tunnel_server.auth.identify import (
+    Identify,
+    identify_by_certificate,
+    identify_by_file_mode,
+    identify_by_peer,
+)
 from tunnel_server.entrances import https as front_module
 from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.listeners.addresses import UnixAddress
@@ -61,7 +66,7 @@ def client_context(folder: Path, leaf: Leaf | None) -> ssl.SSLContext:
 
 
 async def ask(edge: Edge, listener: Listener, context: ssl.SSLContext) -> bytes:
-    """The answer to a CONNECT, or the TLS error that came in its place."""
+    """Return the answer to a CONNECT, or the TLS error in its place."""
     stream = TlsStream(await edge.dial(listener), context, server_hostname="localhost")
     try:
         await stream.do_handshake()
@@ -306,6 +311,6 @@ async def test_the_admin_socket_names_people_by_user_id(tmp_path: Path) -> None:
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         path = tmp_path / "admin.sock"
-        await serve_unix(edge, path, by_file_mode("test.internal"))
+        await serve_unix(edge, path, identify_by_file_mode("test.internal"))
         await ask_unix(path)
         assert link.streams[0].user == f"uid-{os.getuid()}"

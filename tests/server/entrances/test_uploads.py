@@ -105,7 +105,7 @@ def test_web_refuses_urllib(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "told"),
+    ("path", "headers", "answer"),
     [
         ("/api/v1/nodes", {}, (401, "unauthenticated")),
         ("/.well-known/est/nothing", {}, (404, "not_found")),
@@ -115,20 +115,20 @@ def test_web_refuses_urllib(cloud: Cloud) -> None:
         ("/", {"Transfer-Encoding": "chunked", "Content-Length": "50000000"}, (400, "bad_request")),
     ],
 )
-def test_https_refuses(cloud: Cloud, path: str, headers: dict[str, str], told: tuple[int, str]) -> None:
-    assert upload(secure(cloud.https, roots_of(cloud)), path, headers) == told
+def test_https_refuses(cloud: Cloud, path: str, headers: dict[str, str], answer: tuple[int, str]) -> None:
+    assert upload(secure(cloud.https, roots_of(cloud)), path, headers) == answer
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "answer"),
     [
         ("/api/v1/nodes", (405, "method_not_allowed")),
         ("/api/v1/admin/tokens/create", (400, "bad_request")),
         ("/nothing", (404, "not_found")),
     ],
 )
-def test_the_admin_socket_refuses(cloud: Cloud, path: str, told: tuple[int, str]) -> None:
-    assert upload(UnixConnection(cloud.folder / "admin.sock"), path, {}) == told
+def test_the_admin_socket_refuses(cloud: Cloud, path: str, answer: tuple[int, str]) -> None:
+    assert upload(UnixConnection(cloud.folder / "admin.sock"), path, {}) == answer
 
 
 def test_ops_refuses(cloud: Cloud) -> None:
@@ -171,8 +171,8 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
     async with open_edge() as edge:
         web = WebEntrance(edge.opener, "localhost", HeadLimits())
         bare = await listening(edge, 0, web.serve, decline_http)
-        told = await trio.to_thread.run_sync(upload, plain(bare.addresses[0]), "/", WEB_HOST)
-        assert told == (503, "too_many_connections")
+        answer = await trio.to_thread.run_sync(upload, plain(bare.addresses[0]), "/", WEB_HOST)
+        assert answer == (503, "too_many_connections")
         tls = await serve_tls(edge, tmp_path, 0)
         context = client_context(tmp_path, pki.user_leaf("kim"))
 
@@ -193,8 +193,8 @@ async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: p
     with contextlib.ExitStack() as held:
         for _ in range(MAX_CONNECTIONS):
             held.enter_context(socket.create_connection(("127.0.0.1", port)))
-        told = await trio.to_thread.run_sync(upload, plain(server.addresses[0]), "/metrics", {})
-        assert told == (503, "too_many_connections")
+        answer = await trio.to_thread.run_sync(upload, plain(server.addresses[0]), "/metrics", {})
+        assert answer == (503, "too_many_connections")
 
 
 # A target that answers before it has read the body, behind an agent's relay.
@@ -265,8 +265,8 @@ async def test_the_early_answer_of_a_target_arrives_through_web(
     async with linked(target_task(answer_and(then))) as (edge, _):
         listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
         connection = plain(listener.addresses[0])
-        told = await trio.to_thread.run_sync(upload, connection, "/", WEB_HOST)
-        assert told == (413, "no!")
+        answer = await trio.to_thread.run_sync(upload, connection, "/", WEB_HOST)
+        assert answer == (413, "no!")
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert edge.counters.closed_streams == {("web", "done"): 1}
 

@@ -1,4 +1,4 @@
-"""The ring of events: bounded, in order, with subscribers."""
+"""The log of events: bounded, in order, with subscribers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 FIRST = int(NOON.timestamp() * 1000) + 1
 
 
-def ring(most: int = 5, wall: Callable[[], datetime] = lambda: NOON) -> Events:
+def event_log(most: int = 5, wall: Callable[[], datetime] = lambda: NOON) -> Events:
     return Events(wall, most=most)
 
 
@@ -24,7 +24,7 @@ def ids(events: Events, after: int, most: int = 100, node: str = "") -> list[int
 
 
 def test_events_have_rising_ids_and_every_given_field() -> None:
-    events = ring()
+    events = event_log()
     events.add(EventKind.ATTACHED, "edge1", "facade00")
     events.add(EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s")
     first, second = events.after()
@@ -44,7 +44,7 @@ def test_events_have_rising_ids_and_every_given_field() -> None:
 
 
 def test_the_ring_is_bounded_and_reports_a_gap() -> None:
-    events = ring(most=3)
+    events = event_log(most=3)
     for _ in range(5):
         events.add(EventKind.ATTACHED, "edge1", "facade00")
     assert ids(events, 0) == [2, 3, 4]
@@ -54,7 +54,7 @@ def test_the_ring_is_bounded_and_reports_a_gap() -> None:
 
 
 def test_the_newest_and_the_oldest_after() -> None:
-    events = ring()
+    events = event_log()
     for number in range(5):
         events.add(EventKind.ATTACHED, f"edge{number % 2}", "facade00")
     assert [event.id - FIRST for event in events.newest(2)] == [3, 4]
@@ -64,7 +64,7 @@ def test_the_newest_and_the_oldest_after() -> None:
 
 
 def test_a_new_run_goes_on_above_the_ids_of_the_old() -> None:
-    old, later = ring(), ring(wall=lambda: NOON + timedelta(seconds=1))
+    old, later = event_log(), event_log(wall=lambda: NOON + timedelta(seconds=1))
     old.add(EventKind.ATTACHED, "edge1", "facade00")
     later.add(EventKind.ATTACHED, "edge1", "facade00")
     assert len(later.after(old.last_id)) == 1
@@ -72,7 +72,7 @@ def test_a_new_run_goes_on_above_the_ids_of_the_old() -> None:
 
 
 def test_a_reader_ahead_of_the_clock_gets_everything() -> None:
-    events = ring()
+    events = event_log()
     events.add(EventKind.ATTACHED, "edge1", "facade00")
     assert ids(events, events.last_id + 1000) == [0]
     assert events.has_gap(events.last_id + 1000)
@@ -80,7 +80,7 @@ def test_a_reader_ahead_of_the_clock_gets_everything() -> None:
 
 @given(st.integers(0, 30), st.integers(-3, 40))
 def test_since_finds_what_a_slow_search_finds(noted: int, after: int) -> None:
-    events = ring(most=10)
+    events = event_log(most=10)
     for _ in range(noted):
         events.add(EventKind.ATTACHED, "edge1", "facade00")
     kept = range(max(0, noted - 10), noted)
@@ -89,14 +89,14 @@ def test_since_finds_what_a_slow_search_finds(noted: int, after: int) -> None:
 
 
 def restarted(old: Events, most: int = 5) -> Events:
-    """A run a day later, with what the one before has left in the store."""
-    later = ring(most, lambda: NOON + timedelta(days=1))
+    """Return the log of a run a day later, with the events that the previous run stored."""
+    later = event_log(most, lambda: NOON + timedelta(days=1))
     later.restore(old.after())
     return later
 
 
 def test_events_of_an_earlier_run_come_first() -> None:
-    old = ring()
+    old = event_log()
     for node in ("edge1", "edge2", "edge1"):
         old.add(EventKind.ATTACHED, node, "facade00")
     later = restarted(old)
@@ -117,7 +117,7 @@ def test_events_of_an_earlier_run_come_first() -> None:
 
 
 def test_the_oldest_go_first_whatever_run_they_are_of() -> None:
-    old = ring()
+    old = event_log()
     for _ in range(4):
         old.add(EventKind.ATTACHED, "edge1", "facade00")
     later = restarted(old)
@@ -131,7 +131,7 @@ def test_the_oldest_go_first_whatever_run_they_are_of() -> None:
 
 
 def test_ids_rise_although_the_clock_was_set_back() -> None:
-    old = ring(wall=lambda: NOON + timedelta(days=30))
+    old = event_log(wall=lambda: NOON + timedelta(days=30))
     old.add(EventKind.ATTACHED, "edge1", "facade00")
     later = restarted(old)
     later.add(EventKind.LOST, "edge1", "facade01")
@@ -139,7 +139,7 @@ def test_ids_rise_although_the_clock_was_set_back() -> None:
 
 
 def test_details_are_cut() -> None:
-    events = ring()
+    events = event_log()
     events.add(EventKind.DUPLICATE, "edge1", "facade00", None, "x" * 10_000)
     assert len(events.after()[0].detail) == 512
 

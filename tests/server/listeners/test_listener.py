@@ -144,9 +144,10 @@ def test_a_folder_below_one_of_others_is_for_root_to_make(
     monkeypatch.setattr("os.geteuid", lambda: 54321)
     with pytest.raises(CannotListen) as caught:
         bind_unix(UnixAddress(tmp_path / "qanat/egress.sock"))
-    said = str(caught.value)
+    sentence = str(caught.value)
     assert (
-        f"there is no folder {tmp_path}/qanat, and 54321 may not make it; as root: install -d -m 750" in said
+        f"there is no folder {tmp_path}/qanat, and 54321 may not make it; as root: install -d -m 750"
+        in sentence
     )
     assert not (tmp_path / "qanat").exists()
 
@@ -266,7 +267,7 @@ async def test_a_handshake_that_waits_for_the_processor_does_not_give_way() -> N
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
-    turns, begun, done = handshake.Turns(lock, ticket), trio.Event(), trio.Event()
+    turns, begun, done = handshake.HandshakeTurns(lock, ticket), trio.Event(), trio.Event()
 
     async def step() -> None:
         begun.set()
@@ -297,7 +298,7 @@ async def test_a_handshake_that_is_cancelled_in_its_turn_is_idle_again() -> None
     seconds = 0.0
     admission = Admission(99, 1, 1, clock=lambda: seconds)
     ticket, lock = admission.admit("192.0.2.1"), trio.Lock()
-    turns = handshake.Turns(lock, ticket)
+    turns = handshake.HandshakeTurns(lock, ticket)
     async with lock:
         with trio.move_on_after(0):
             async with turns:
@@ -406,8 +407,8 @@ async def test_without_descriptors_it_says_so_and_recovers(caplog: pytest.LogCap
             host, port = listener.addresses[0].rsplit(":", 1)
             assert client.connect_ex((host, int(port))) in (0, errno.EINPROGRESS)
             await trio.sleep(0.35)
-            said = [record for record in caplog.records if "descriptor limit" in record.message]
-            assert len(said) == 1
+            records = [record for record in caplog.records if "descriptor limit" in record.message]
+            assert len(records) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await trio.lowlevel.wait_readable(client)

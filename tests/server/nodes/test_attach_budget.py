@@ -52,7 +52,7 @@ class Call:
 
 
 def another_run() -> dict[str, bytes]:
-    """What another run of an agent on another machine says in its hello."""
+    """Return the fields of a hello of another run of an agent on another machine."""
     return {"instance": os.urandom(16), "boot": os.urandom(16)}
 
 
@@ -172,9 +172,9 @@ async def test_bytes_before_use_are_bounded_in_total(autojump_clock: trio.testin
 def test_the_longest_hello_that_a_configuration_allows_fits() -> None:
     target = "a." * 125 + "abc:65535"
     services = tuple(Service(f"s{number:062d}", "https", target) for number in range(LIMITS.max_services))
-    said = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
+    hello = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
     assert len(target.rpartition(":")[0]) == 253
-    assert LIMITS.max_attach_bytes * 0.8 < len(encode_packet(0, 0, [said])) < LIMITS.max_attach_bytes - 1024
+    assert LIMITS.max_attach_bytes * 0.8 < len(encode_packet(0, 0, [hello])) < LIMITS.max_attach_bytes - 1024
 
 
 async def test_a_node_has_some_attaches_at_once_and_then_one_now_and_then(
@@ -252,7 +252,7 @@ async def test_resumptions_have_a_larger_budget_that_ends_too(
 async def test_lines_of_a_node_beyond_its_budget_are_left_out(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one duplicate causes one event only."""
+    """One duplicate also causes one event only."""
     caplog.set_level("INFO", "qanat")
     async with open_door() as door:
         agent = await door.attach("edge1")

@@ -262,13 +262,13 @@ def test_one_agent_may_begin_session_after_session(nodes: Nodes, clock: Clock) -
 
 
 def test_the_memory_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> None:
-    duplicates = TakeoverLimiter()
+    limiter = TakeoverLimiter()
     for number in range(MAX_NODES + 5):
-        duplicates.note_replaced(f"edge-{number}", b"a", clock.seconds)
-    assert not duplicates.must_refuse("edge-4", b"a", clock.seconds, other_boot=False)
-    assert duplicates.must_refuse("edge-5", b"a", clock.seconds, other_boot=False)
+        limiter.note_replaced(f"edge-{number}", b"a", clock.seconds)
+    assert not limiter.must_refuse("edge-4", b"a", clock.seconds, other_boot=False)
+    assert limiter.must_refuse("edge-5", b"a", clock.seconds, other_boot=False)
     clock.seconds += REPLACED_SECONDS
-    assert not duplicates.must_refuse("edge-6", b"a", clock.seconds, other_boot=False)
+    assert not limiter.must_refuse("edge-6", b"a", clock.seconds, other_boot=False)
 
 
 def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:

@@ -50,15 +50,15 @@ def files(tmp_path: Path) -> Files:
 
 def test_new_files_are_used_from_the_reload_on(files: Files) -> None:
     before = files.certificates
-    https, agents, told, signer = (
+    https, agents, bundle, signer = (
         *(before.https.current, before.agents.current, before.trust_bundle),
         files.authority.signer(),
     )
     trust = files.config.tls.trust_file
     trust.write_bytes(trust.read_bytes() + pki.authority().roots_pem)
-    assert (before.trust_bundle, before.https.current) == (told, https)
+    assert (before.trust_bundle, before.https.current) == (bundle, https)
     files.reload.reload()
-    assert before.trust_bundle == told + pki.authority().roots_pem
+    assert before.trust_bundle == bundle + pki.authority().roots_pem
     assert before.https.current is not https and before.agents.current is not agents
     assert files.authority.signer() not in (signer, None)
 

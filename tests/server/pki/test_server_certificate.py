@@ -79,8 +79,8 @@ def test_the_certificate_never_outlives_the_issuing_one(tmp_path: Path) -> None:
     for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
         looked = check_renewal(config, NOW + timedelta(days=days))
         assert looked.renewed is not None
-        said = describe(looked.renewed.chain_pem).ends
-        assert abs(said - NOW - timedelta(days=ends)) < timedelta(hours=1)
+        renewed_ends = describe(looked.renewed.chain_pem).ends
+        assert abs(renewed_ends - NOW - timedelta(days=ends)) < timedelta(hours=1)
         file.write_bytes(looked.renewed.chain_pem)
     with pytest.raises(AuthorityError, match="`qanat-server ca rotate issuing` is due"):
         check_renewal(config, NOW + timedelta(days=1820))
@@ -100,16 +100,16 @@ def test_the_newest_issuing_certificate_signs(tmp_path: Path) -> None:
 
 async def test_the_renewed_certificate_is_recorded_put_in_place_and_announced(tmp_path: Path) -> None:
     config, _ = installed(tmp_path, began=timedelta(days=25))
-    told: list[bytes] = []
+    reloaded: list[bytes] = []
 
     def renewed() -> None:
-        told.append(config.tls.certificate_file.read_bytes())
+        reloaded.append(config.tls.certificate_file.read_bytes())
 
     async with opened(tmp_path, lambda: NOW, settings_of(config)) as store:  # type: ignore[arg-type]
         own = OwnCertificate(config, store, trio.Lock(), lambda: NOW, renewed)
         assert await own.renew_if_due() == 3600
         assert await own.renew_if_due() == 3600
-        [chain] = told
+        [chain] = reloaded
         [known] = await store.certificates(role="server")
         assert (known["serial"], known["origin"]) == (facts_of(chain).serial, "renewed")
 

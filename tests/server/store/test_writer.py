@@ -52,7 +52,7 @@ class Bench:
         )
 
     async def run_all(self, *works: Callable[[Transaction], Any]) -> list[BaseException | None]:
-        """Queues the works together and serves them; what each raised."""
+        """Queue the works together and serve them. Return what each raised."""
         found: list[BaseException | None] = [None] * len(works)
 
         async def one(index: int) -> None:

@@ -27,7 +27,7 @@ from tunnel_server.admin.actions import READS, WRITES, Actions
 from tunnel_server.api.admin import AdminEntrance
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.auth.callers import Caller
-from tunnel_server.auth.identify import by_file_mode
+from tunnel_server.auth.identify import identify_by_file_mode
 from tunnel_server.auth.users import User
 from tunnel_server.config import ServerConfig
 from tunnel_server.entrances.est import EstEntrance, PublicAddresses
@@ -136,7 +136,7 @@ async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
             "https, node": edge.front(_refuse(Reason.WRONG_ROLE), est, api, connect),
             "https, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), est, api, connect),
             "https, user, no connect": edge.front(kim, est, api),
-            "admin socket": edge.front(by_file_mode(TRUST_DOMAIN), api, admin),
+            "admin socket": edge.front(identify_by_file_mode(TRUST_DOMAIN), api, admin),
             "connect socket, user": edge.front(kim, connect),
             "connect socket, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), connect),
         }

@@ -50,7 +50,7 @@ _CERTIFICATES, _CERTIFICATES_EVERY_SECONDS = 10, 15.0
 """Certificates of one name. Agents with certificates of a minute ask every 40 s."""
 _RETURN_SECONDS = 0.02
 _RENEWAL_SECONDS = 0.05
-"""Time between two renewals: 72,000 an hour. Nobody notices a fleet that renews at one moment."""
+"""Time between two renewals: 72,000 an hour. A fleet that renews at one moment delays no other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Requester:
 
 
 class Enrolment:
-    """Issues certificates. ``credential_watch`` checks presented certificates; ``monotonic`` gives seconds.
+    """Issuer of certificates. ``credential_watch`` checks presented ones; ``monotonic`` gives seconds.
 
     ``signer`` returns the current signer, or None without a usable authority.
     """
@@ -131,9 +131,9 @@ class Enrolment:
     async def enrol(self, login: Login | None, body: bytes, requester: Requester) -> Signed:
         """Issue a node's first certificate for a token. ``body`` is the certificate request.
 
-        Raises ``Refused``; the token is unused then. Only a refusal of the last step costs a use, for example
-        if the disk is full or the node was just revoked. The same key may repeat that use. A cancellation may
-        cost a use too.
+        Raises ``Refused``. Only a refusal of the last step costs a use of the token, for example if the disk
+        is full or the node was just revoked. The same key may repeat that use. A cancellation may cost a use
+        too.
         """
         if login is None:
             raise token_refused("no token was shown: it is the password of HTTP Basic")

@@ -1,4 +1,4 @@
-"""Queue certificate requests. When the queue is full, raise QueueFull with the time to retry.
+"""Queue certificate requests. When the queue is full, raise ``QueueFull`` with the time to retry.
 
 If all agents of a fleet got the same time, they would retry together again and again, and each handshake
 costs more than a certificate. Each refused request therefore gets a separate time, the next free one.
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import trio
 
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
-"""Shortest and longest time after which a refused requester is told to return. Each gets another moment."""
+"""Shortest and longest time to retry that a refusal gives. Each refused request gets a separate time."""
 
 
 class QueueFull(Exception):  # noqa: N818 - an answer, no fault

@@ -54,7 +54,7 @@ def load_signer(folder: Path, trust_file: Path) -> Signer | None:
 
 
 class Signer:
-    """Signs with an authority. ``others`` are further roots (PEM) to send, for example the server's own.
+    """Signer with an authority. ``others`` are further roots (PEM) to send, for example the server's own.
 
     ``issuing`` are all issuing certificates (PEM) of the authority, if it had more than one.
     """

@@ -169,7 +169,7 @@ async def test_another_upgrade_with_a_body_is_an_ordinary_request() -> None:
 async def test_a_target_that_switches_unasked_is_a_bad_target(
     is_asked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """This holds also while the body of the request is on its way."""
+    """This holds also while the body of the request arrives."""
     ask = b"Connection: Upgrade\r\nUpgrade: h2c\r\n" if is_asked else b""
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(SWITCH))

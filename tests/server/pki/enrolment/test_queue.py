@@ -1,4 +1,4 @@
-"""The queue for certificates: who waits, for how long, and the retry time when the queue is full."""
+"""The queue of certificate requests: order, waits, and the retry time when the queue is full."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ SHORT_DAYS = 600 / 86400
 BACK_DATED_SECONDS = 3600.0
 
 
-def life(leaf: bytes) -> float:
-    said = describe(leaf)
-    return (said.ends - said.begins).total_seconds() - BACK_DATED_SECONDS
+def validity_seconds(leaf: bytes) -> float:
+    description = describe(leaf)
+    return (description.ends - description.begins).total_seconds() - BACK_DATED_SECONDS
 
 
 async def issued(issuing: Issuing, *, renewable: bool = False) -> Leaf:
@@ -56,7 +56,7 @@ async def test_renewals_of_a_short_validity_stay_short(tmp_path: Path) -> None:
         leaf = await issued(issuing)
         for _ in range(3):
             leaf = await renewed(issuing, leaf)
-            assert 590 < life(leaf.chain_pem) <= 601
+            assert 590 < validity_seconds(leaf.chain_pem) <= 601
         chain = await issuing.store.certificates(name="kim")
         assert [one["renewed_from"] for one in chain] == [None, *(one["serial"] for one in chain[:-1])]
 
@@ -64,15 +64,15 @@ async def test_renewals_of_a_short_validity_stay_short(tmp_path: Path) -> None:
 async def test_a_renewable_one_gets_what_the_configuration_gives(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         leaf = await renewed(issuing, await issued(issuing, renewable=True))
-        assert 1790 < life(leaf.chain_pem) <= 1801
-        assert 1790 < life((await renewed(issuing, leaf)).chain_pem) <= 1801
+        assert 1790 < validity_seconds(leaf.chain_pem) <= 1801
+        assert 1790 < validity_seconds((await renewed(issuing, leaf)).chain_pem) <= 1801
 
 
 async def test_a_short_one_that_the_store_does_not_know_stays_short(tmp_path: Path) -> None:
     async with open_issuing(tmp_path) as issuing:
         leaf = await renewed(issuing, pki.authority().issue(Role.USER, "kim", days=SHORT_DAYS))
-        assert 590 < life(leaf.chain_pem) <= 601
-        assert 590 < life((await renewed(issuing, leaf)).chain_pem) <= 601
+        assert 590 < validity_seconds(leaf.chain_pem) <= 601
+        assert 590 < validity_seconds((await renewed(issuing, leaf)).chain_pem) <= 601
 
 
 async def test_enrolled_certificates_are_renewed_for_the_configured_time(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_a_revoked_certificate_takes_what_it_was_renewed_into_along(tmp_pa
 
 
 class CountingSigner(Signer):
-    """Counts the signatures."""
+    """Signer that counts its signatures."""
 
     signed = 0
 
