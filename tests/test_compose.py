@@ -98,7 +98,7 @@ def bases() -> Iterator[str]:
         yield found[0]
 
 
-def test_all_stand_on_one_base_by_its_digest() -> None:
+def test_all_images_have_one_base_by_its_digest() -> None:
     assert len(set(bases())) == 1
     assert all(
         re.fullmatch(r"docker\.io/library/debian:\w+-slim@sha256:[0-9a-f]{64}", base) for base in bases()

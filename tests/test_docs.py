@@ -265,7 +265,7 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["environment", "commands", "limits"])
-def test_a_page_is_what_the_code_makes(page: str) -> None:
+def test_a_generated_page_is_as_the_code_makes_it(page: str) -> None:
     script = [sys.executable, f"docs/{page}.py", "--check"]
     made = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - our own script
     assert made.returncode == 0, made.stderr

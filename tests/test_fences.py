@@ -206,7 +206,7 @@ def test_foreign_worlds_stand_behind_one_module(library: str) -> None:
 
 
 @pytest.mark.parametrize("module", DECISIONS)
-def test_what_decides_does_no_input_or_output(module: str) -> None:
+def test_modules_that_decide_import_no_input_or_output(module: str) -> None:
     names = imports_of(module, for_types=False)
     assert not INPUT_AND_OUTPUT & set(map(top, names))
     assert names & modules().keys() <= set(DECISIONS), "what decides builds on what decides"

@@ -160,7 +160,7 @@ def test_the_level_of_the_line_of_a_closed_stream(reason: Reason, caplog: pytest
 
 
 @each_reason
-def test_what_is_no_error_has_no_line_where_errors_are_wanted(
+def test_a_normal_end_has_no_line_where_only_errors_are_logged(
     reason: Reason, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qanat.streams")
@@ -171,7 +171,7 @@ def test_what_is_no_error_has_no_line_where_errors_are_wanted(
 
 
 @each_reason
-def test_the_audit_has_who_was_not_let_in(reason: Reason) -> None:
+def test_the_audit_has_every_refused_identity(reason: Reason) -> None:
     lines: list[AuditLine] = []
     Refusals(lines.append, lambda: 0.0).note("https", "10.0.0.1:5", Refused(reason))
     assert [line.reason for line in lines] == [reason.word] * EFFECTS[reason.word].is_audited
@@ -228,7 +228,9 @@ async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: tri
 
 
 @each_reason
-async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_retry_times_that_the_server_sends(
+    reason: Reason, autojump_clock: trio.testing.MockClock
+) -> None:
     class Refusing(CredentialWatch):
         def require(self, proven: VerifiedCertificate | None) -> None:
             raise Refused(reason)

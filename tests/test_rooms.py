@@ -89,7 +89,7 @@ def test_no_room_imports_one_above_it(package: str) -> None:
 
 
 @pytest.mark.parametrize("rooms", APART, ids=lambda rooms: "-".join(sorted(rooms)))
-def test_some_rooms_know_nothing_of_each_other(rooms: set[str]) -> None:
+def test_some_rooms_do_not_import_each_other_in_either_direction(rooms: set[str]) -> None:
     found = edges("tunnel_core")
     names = {f"tunnel_core.{name}" for name in rooms}
     assert not {(one, other) for one in names for other in found[one] & names}

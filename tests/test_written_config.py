@@ -57,7 +57,7 @@ def _find(raw: Any, path: list[str]) -> tuple[str, Any]:
 
 
 @pytest.mark.parametrize("file", WRITTEN)
-def test_it_is_taken_as_it_is_and_with_every_line(file: str) -> None:
+def test_the_written_configuration_is_valid_as_it_is_and_with_every_line(file: str) -> None:
     text, schema = WRITTEN[file]
     source = Source(Path("/c/x.toml"), DATA)
     for one in (text, _COMMENTED.sub("", text)):

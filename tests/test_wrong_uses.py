@@ -234,7 +234,7 @@ def test_beside_a_server_that_does_not_run(wrong: Wrong, made: Path) -> None:
         ("qanat-agent renew", "agent.toml"),
     ],
 )
-def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
+def test_a_command_without_the_needed_sudo(here: Path, line: str, file: str) -> None:
     (here / "etc").mkdir()
     (here / "etc" / file).touch()
     result = typed(line)
@@ -242,7 +242,7 @@ def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
     assert re.search(rf"f you mean .*{here}/etc/{file}\)?, run this as root, with sudo", result.output)
 
 
-def test_an_own_server_is_no_service(here: Path) -> None:
+def test_a_users_own_server_is_no_service(here: Path) -> None:
     own = here / "config/qanat/server.toml"
     own.parent.mkdir(parents=True)
     own.touch()
@@ -303,7 +303,7 @@ def test_two_listeners_in_one_place(here: Path, changes: str, said: str) -> None
 # What has its place already.
 
 
-async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -> None:
+async def test_a_second_agent_names_the_first(made: Path, tmp_path: Path) -> None:
     async with running(write_agent(tmp_path / "first.toml", "127.0.0.1:0", made)) as first:
         page = (await first.line("started"))["status"]
         command = write_agent(tmp_path / "second.toml", page.removeprefix("http://").rstrip("/"), made)
@@ -311,7 +311,7 @@ async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -
         await assert_refused(command, f"an agent runs on this machine already, for node edge1; {status}")
 
 
-async def test_an_agent_is_told_of_another_program_at_its_port(made: Path, tmp_path: Path) -> None:
+async def test_an_agent_names_another_program_at_its_port(made: Path, tmp_path: Path) -> None:
     async with listening(ignore) as address:
         command = write_agent(tmp_path / "agent.toml", address, made)
         port = address.rpartition(":")[2]
@@ -326,7 +326,7 @@ async def assert_refused(command: list[str], said: str) -> None:
     assert ran.returncode == 1
 
 
-async def test_servers_are_told_what_is_taken(made: Path, tmp_path: Path) -> None:
+async def test_a_server_names_the_folder_or_port_that_is_taken(made: Path, tmp_path: Path) -> None:
     """The data folder first, then each port."""
     for name in ("first", "second"):
         shutil.copytree(made / "server", tmp_path / name)

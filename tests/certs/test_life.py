@@ -26,7 +26,7 @@ moments = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)
 
 
 @given(moments, st.integers(1, 3000))
-def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> None:
+def test_the_dates_are_those_that_the_library_reads(now: datetime.datetime, days: int) -> None:
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
     said = describe(chain)
@@ -34,7 +34,7 @@ def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> N
 
 
 @given(st.data())
-def test_what_is_damaged_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_damaged_certificate_is_read_or_refused(data: st.DataObject) -> None:
     der = bytearray(
         x509.load_pem_x509_certificate(pki.node_leaf("edge1").chain_pem).public_bytes(Encoding.DER)
     )
@@ -48,13 +48,13 @@ def test_what_is_damaged_is_read_or_refused(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAA=A\n-----END CERTIFICATE-----\n"])
-def test_what_is_none_is_refused(text: bytes) -> None:
+def test_text_that_is_no_certificate_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         life_of(text)
 
 
 @pytest.mark.parametrize("seconds", [60.0, 3600.0, 30 * 86400.0])
-def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(seconds: float) -> None:
+def test_a_back_dated_certificate_is_renewed_at_two_thirds_of_the_rest(seconds: float) -> None:
     leaf = pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400, now=NOW)
     life = life_of(leaf.chain_pem)
     assert life.issued == NOW
@@ -63,11 +63,11 @@ def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(secon
     assert at == pytest.approx([0.6, 2 / 3, 11 / 15])
 
 
-def test_one_that_was_not_back_dated_is_renewed_at_two_thirds_of_all() -> None:
+def test_a_certificate_that_was_not_back_dated_is_renewed_at_two_thirds() -> None:
     life = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
     assert life.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
 
 
-def test_it_loads_no_library() -> None:
+def test_reading_dates_loads_no_library() -> None:
     program = "import sys, certs.life; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0  # noqa: S603

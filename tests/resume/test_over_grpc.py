@@ -120,7 +120,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
         nursery.cancel_scope.cancel()
 
 
-async def test_streams_go_on_over_the_next_connection() -> None:
+async def test_streams_continue_over_the_next_connection() -> None:
     content = bytes(range(256)) * 1024 * 64  # 16 MiB
     async with attached() as (nodes, wire, opened):
         near = nodes.session_of("edge1").open(Target.parse("localhost:22"), user="kim", entrance="tcp")

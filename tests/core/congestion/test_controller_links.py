@@ -88,7 +88,7 @@ def test_the_cost_of_a_loss_is_over_within_seconds(lost: int) -> None:
     assert link.share(link.agent, since, down) > 0.80
 
 
-def test_confirmations_do_not_flood_a_thin_link() -> None:
+def test_acks_do_not_flood_a_thin_link() -> None:
     link = Link(2, 0.3, 0.5)
     busy(link)
     link.clock.run(15)
@@ -157,7 +157,7 @@ def test_a_busy_machine_neither_starves_nor_floods(seed: int) -> None:
     assert link.key_extra(since) < 0.120
 
 
-def test_a_program_that_stalls_during_a_dip_is_no_rival() -> None:
+def test_a_program_that_stalls_during_an_rtt_probe_is_no_competing_flow() -> None:
     link, chance = Link(20, 0.05, 0.5), random.Random(3)  # noqa: S311 - stalls just when the server looks
     link.server.start_bulk()
     link.agent.start_bulk()
@@ -168,7 +168,7 @@ def test_a_program_that_stalls_during_a_dip_is_no_rival() -> None:
     assert link.key_extra(3) < 0.080
 
 
-def test_a_roam_to_a_thin_link_believes_nothing_old() -> None:
+def test_a_roam_to_a_thin_link_uses_no_old_estimate() -> None:
     link = Link(200, 0.01, 0.1)
     link.clock.at(0.0, link.server.start_bulk)
     link.clock.run(0.4)

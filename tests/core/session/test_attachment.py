@@ -114,7 +114,7 @@ async def test_an_agent_reads_nothing_between_the_welcome_and_its_use() -> None:
     assert kinds[-1] is Use
 
 
-async def test_a_carrier_that_lingers_brings_the_session_nothing_any_more() -> None:
+async def test_a_carrier_whose_close_is_delayed_delivers_nothing_more_to_the_session() -> None:
     end = ServerEnd()
     end.receive(one(hello(LIMITS)))
     end.receive(one(Use(1)))
