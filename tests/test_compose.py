@@ -1,4 +1,4 @@
-"""docker/compose.yaml, the build files and the manifest in docker/README.md say what the programs take."""
+"""docker/compose.yaml, the build files and the manifest in docker/README.md fit what the programs accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The locks of the images hold what pyproject.toml wants, and a lock that does not is told apart."""
+"""The locks of the images have what pyproject.toml requires; the check names the faults of other locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from each reason, on both sides: one table, held against the programs that act on it."""
+"""The effects of each reason at server and agent: one table, compared with what the programs do."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_audit_has_every_refused_identity(reason: Reason) -> None:
 
 @each_reason
 async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
-    """The session goes on only where the same session may be accepted in a moment."""
+    """The agent keeps its session only for a reason after which a server may accept the same session soon."""
     tries = 0
 
     async def refuse(*_: object) -> Attachment:
@@ -212,7 +212,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
 
 @each_reason
 async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
-    """Tried again with the usual back-off, unless somebody has to act first."""
+    """The agent tries again with the usual back-off, unless an operator has to act first."""
     tried: list[float] = []
 
     @asynccontextmanager
@@ -249,7 +249,7 @@ async def test_the_retry_times_that_the_server_sends(
 
 @asynccontextmanager
 async def lost_session() -> AsyncIterator[memory_link.Session]:
-    """The agent's end of a session in grace, which has just lost its carrier."""
+    """Yield the agent's end of a session in grace, which has just lost its carrier."""
     async with memory_link.memory_links(Limits(grace_seconds=600), grace_ms=600_000) as pair:
         carrier = pair.carriers[1]
         assert isinstance(carrier, MemoryCarrier)

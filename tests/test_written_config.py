@@ -1,4 +1,4 @@
-"""What `init` and `join` write: each key is there, and a commented line shows its default."""
+"""The configurations that `init` and `join` write have each key; a commented line shows the default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_key_is_there_and_a_commented_line_shows_its_default(file: str) -> 
 
 
 def _find(raw: Any, path: list[str]) -> tuple[str, Any]:
-    """Where the last table of the name has this key, as ``key_lines`` says it, and its value."""
+    """Return the last table with this key, named as ``key_lines`` names it, and the key's value."""
     place = ""
     for name in path:
         assert name in raw, f"{'.'.join(path)} is not in the file"

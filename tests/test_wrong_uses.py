@@ -1,4 +1,4 @@
-"""Wrong uses of the three commands, each with its exit code and the sentence that leads on.
+"""Wrong uses of the three commands, each with its exit code and the sentence that names the next step.
 
 One table: what a person types, in which situation, and what has to be in the answer. Uses that need a
 running server or agent follow below it.
@@ -31,7 +31,7 @@ from tunnel_server.main import main as server
 
 PROGRAMS = {"qanat": client, "qanat-agent": agent, "qanat-server": server}
 NOBODYS = 1
-"""A port where nothing listens: below 1024, and of a service that is no more."""
+"""A port without a listener: below 1024, and of a service that no longer exists."""
 RULE = "a node name has lower-case letters, digits, '-' and dots"
 JOIN = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
 
@@ -155,7 +155,7 @@ MADE = [
 
 @contextlib.contextmanager
 def as_a_person(folder: Path) -> Iterator[Path]:
-    """This process has no privileges and its own files below ``folder``, where root has nothing either."""
+    """Take the privileges from this process, and put its files and those of root below ``folder``."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("QANAT_CONFIG", "QANAT_BUNDLE", "SUDO_USER"):
             patch.delenv(name, raising=False)
@@ -169,14 +169,14 @@ def as_a_person(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a person on a fresh machine."""
+    """Return the folder of a person on a fresh machine."""
     with as_a_person(tmp_path) as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a person who has made a server and two bundles. For tests that change nothing in it."""
+    """Return the folder of a person who made a server and two bundles. Tests must not change the folder."""
     with as_a_person(tmp_path_factory.mktemp("made")) as folder:
         lines = [f"qanat-server init --name localhost --data-dir {folder}/server --https-port {NOBODYS}"]
         for role, name in (("user", "kim"), ("node", "edge1")):
@@ -189,13 +189,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_agent(file: Path, ops: str, made: Path) -> list[str]:
-    """The configuration of an agent with the bundle that was made, and the command that runs it."""
+    """Write the configuration of an agent with the made bundle, and return the command that runs it."""
     file.write_text(f'bundle_file = "{made}/edge1.pem"\n[ops]\nlisten = "{ops}"\n')
     return [*AGENT, "run", "--config", str(file)]
 
 
 def typed(line: str) -> Result:
-    """What a program answers to a command line, in this process."""
+    """Run a command line in this process, and return the answer."""
     name, *arguments = shlex.split(line)
     return CliRunner().invoke(PROGRAMS[name], arguments, prog_name=name)
 
@@ -327,7 +327,7 @@ async def assert_refused(command: list[str], said: str) -> None:
 
 
 async def test_a_server_names_the_folder_or_port_that_is_taken(made: Path, tmp_path: Path) -> None:
-    """The data folder first, then each port."""
+    """The server checks the data folder first, then each port."""
     for name in ("first", "second"):
         shutil.copytree(made / "server", tmp_path / name)
     command = serving(tmp_path / "first", dict.fromkeys(LISTENERS, 0))
@@ -345,7 +345,7 @@ LISTENERS = ("agents", "https", "web", "ops")
 
 
 def serving(folder: Path, ports: Mapping[str, int]) -> list[str]:
-    """The command of a server with its data in ``folder`` and its listeners at those ports."""
+    """Return the command of a server with its data in ``folder`` and its listeners at those ports."""
     lines = [f'data_dir = "{folder}"']
     for name, port in ports.items():
         address = f'"127.0.0.1:{port}"'

@@ -1,8 +1,8 @@
-"""Fuzzes what reads strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--seed N]``.
+"""Fuzz the parsers of strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--seed N]``.
 
-Targets run side by side, one process each, as many as there are processors. An input that finds a fault is
-printed, with the place where it is kept. With atheris (coverage-guided, ``pip install atheris``) if it can be
-imported, else with hypothesis.
+Targets run side by side, one process each, as many as there are processors. The program prints an
+input that finds a fault, and the file that keeps the input. It uses atheris (coverage-guided, ``pip install
+atheris``) if it can be imported, else hypothesis.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fuzz(target: str, chosen: argparse.Namespace) -> bool:
-    """Whether nothing was found. Leaves the folder of a run that found something."""
+    """Fuzz one target. Returns whether no fault was found; a run with a fault leaves its folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"qanat-fuzz-{target}-"))
     found = folder / "found"
     found.mkdir()

@@ -1,4 +1,4 @@
-"""Every input that was kept, once more: what a fuzzer found stays found, and each target has a folder."""
+"""Every kept input again, so that a fault that a fuzzer found does not return; each target has a folder."""
 
 from __future__ import annotations
 

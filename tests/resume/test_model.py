@@ -1,7 +1,7 @@
-"""A server's and an agent's side through anything a network may do, against what every user may expect.
+"""A server and an agent against a model, over a network that does anything a network may do.
 
 hypothesis decides what is taken, delivered, delayed, cut and restarted, at which end and in which order:
-hellos, welcomes, uses and confirmations of several carriers pass each other as they like. Then the
+hellos, welcomes, uses and acknowledgements of several carriers overtake each other. Then the
 network heals, and everything that may complete must have completed.
 """
 
@@ -40,11 +40,11 @@ _LOST_WITH_THE_SESSION = {
     Reason.SESSION_LOST,
 }
 _GONE_BY_TIME = {Reason.NODE_NOT_ATTACHED, Reason.OPEN_TIMEOUT}
-"""What an open may meet though the session lives: the script waited too long for the network."""
+"""Ends of an open in a session that is alive: the script waited too long for the network."""
 
 
 class Half:
-    """One direction of a stream, and what its bytes must be."""
+    """One direction of a stream, and its expected bytes."""
 
     def __init__(self, sender: TunnelStream, seed: int) -> None:
         self.sender = sender
@@ -74,7 +74,7 @@ class Half:
                 self.broken = True
 
     def read(self, size: int) -> None:
-        """Every byte once and in order, and the end after the last and not before."""
+        """Check that every byte arrives once and in order, and the end only after the last byte."""
         if self.receiver is None and self.sender.ended_by is not None:
             assert self.sender.ended_by in _LOST_WITH_THE_SESSION | _GONE_BY_TIME
             self.broken = True
@@ -142,7 +142,7 @@ class World:
         self.halves.append(Half(near, 2 * len(self.halves)))
 
     def _pair_up(self) -> None:
-        """Joins the agent's end of each stream to what the server's end says."""
+        """Pair the agent's end of each stream with the server's end."""
         for far in self.site.far:
             for half in [half for half in self.halves if half.sender.open_sent and half.receiver is None]:
                 if half.sender.id == far.id:

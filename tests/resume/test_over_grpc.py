@@ -1,4 +1,4 @@
-"""A real TCP connection between agent and server is cut, and the streams go on over the next."""
+"""A real TCP connection between agent and server is cut, and the streams continue over the next one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tunnel_server.store.audit import AuditLine
 
 
 class Wire:
-    """A TCP port that leads to another one, and can be cut."""
+    """A TCP port that forwards to another port until the test cuts the connections."""
 
     def __init__(self, port: int, nursery: trio.Nursery) -> None:
         self.port = 0
@@ -158,7 +158,7 @@ async def test_streams_continue_over_the_next_connection() -> None:
 
 
 class Route:
-    """Stands for the kernel's news about the way to the server."""
+    """A replacement of the kernel's announcements about the route to the server."""
 
     made: Route
 

@@ -16,7 +16,7 @@ from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 
 def lose_all(site: Site) -> None:
-    """Both ends of every carrier break at once, and nothing that is under way arrives."""
+    """Break both ends of every carrier at once, and lose all packets under way."""
     for end in list(site.network.ends):
         end.under_way.clear()
         end.lose()
@@ -63,7 +63,7 @@ async def test_bytes_that_the_peer_has_are_not_sent_again(autojump_clock: MockCl
         near, _ = await site.streams()
         near.send_nowait(bytes(50 * KIB))
         await site.flush()
-        lose_all(site)  # before anything was confirmed
+        lose_all(site)  # before any packet was acknowledged
         await site.settle()
         session = site.link._protocol
         await site.pass_time(0.5)
@@ -91,7 +91,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
 
 
 def hop(site: Site, end: End) -> None:
-    """What it has to say arrives."""
+    """Deliver the packets that this end has to send."""
     while end.take() or end.deliver():
         pass
 
