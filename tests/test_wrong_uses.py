@@ -38,10 +38,10 @@ JOIN = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat
 
 @dataclass(frozen=True)
 class Wrong:
-    """``said`` is literal text. In both texts ``{here}`` is the folder of the fixture ``here``."""
+    """``expected`` is literal text. In both texts ``{here}`` is the folder of the fixture ``here``."""
 
     typed: str
-    said: str
+    expected: str
     code: int = 2
 
 
@@ -202,7 +202,7 @@ def typed(line: str) -> Result:
 
 def check(wrong: Wrong, here: Path) -> None:
     result = typed(wrong.typed.format(here=here))
-    assert wrong.said.format(here=here) in result.output
+    assert wrong.expected.format(here=here) in result.output
     assert result.exit_code == wrong.code, result.output
     assert isinstance(result.exception, SystemExit), result.exception
 
@@ -276,7 +276,7 @@ def test_root_by_sudo_is_led_to_the_bundle_of_the_person(here: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ("[https]\nlisten = ['[::]:7001']",
          "https.listen: [::]:7001 cannot be listened on, because agents.listen has [::]:7001; give"),
@@ -293,11 +293,11 @@ def test_root_by_sudo_is_led_to_the_bundle_of_the_person(here: Path, monkeypatch
          "connect.unix.path: /run/q.sock is the socket of [admin] too"),
     ],
 )  # fmt: skip
-def test_two_listeners_in_one_place(here: Path, changes: str, said: str) -> None:
+def test_two_listeners_in_one_place(here: Path, changes: str, expected: str) -> None:
     file = here / "server.toml"
     file.write_text(changes)
     result = typed(f"qanat-server run --config {file}")
-    assert (result.exit_code, f"{file}: {said}" in result.output) == (2, True), result.output
+    assert (result.exit_code, f"{file}: {expected}" in result.output) == (2, True), result.output
 
 
 # What has its place already.
@@ -320,9 +320,9 @@ async def test_an_agent_names_another_program_at_its_port(made: Path, tmp_path: 
         )
 
 
-async def assert_refused(command: list[str], said: str) -> None:
+async def assert_refused(command: list[str], expected: str) -> None:
     ran = await trio.run_process(command, capture_stderr=True, check=False)
-    assert said in ran.stderr.decode()
+    assert expected in ran.stderr.decode()
     assert ran.returncode == 1
 
 

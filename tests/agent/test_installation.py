@@ -123,13 +123,13 @@ def test_the_configuration_that_counts_is_shown_whatever_it_comes_from(
     file.write_text('allow = ["localhost:22"]\nproxy = "http://kim:hush@proxy:3128"\n')
     monkeypatch.setenv("QANAT_DRAIN_SECONDS", "3")
     arguments = ["config", "show", "--config", str(file), "--bundle", str(tmp_path / "b.pem")]
-    said = CliRunner().invoke(main, arguments)
-    assert said.exit_code == 0, said.output
-    lines = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in said.stdout.splitlines()}
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    lines = {line.split(" = ")[0]: line.rpartition("# ")[2] for line in result.stdout.splitlines()}
     assert (lines["allow"], lines["drain_seconds"]) == ("agent.toml:1", "QANAT_DRAIN_SECONDS")
     assert (lines["bundle_file"], lines["servers"]) == ("--bundle", "default")
-    assert "hush" not in said.stdout and "proxy is set, not shown" in said.stdout
-    said = CliRunner().invoke(main, [*arguments, "--json"])
-    assert "hush" not in said.stdout
-    [proxy] = [one for one in json.loads(said.stdout)["settings"] if one["key"] == "proxy"]
+    assert "hush" not in result.stdout and "proxy is set, not shown" in result.stdout
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert "hush" not in result.stdout
+    [proxy] = [one for one in json.loads(result.stdout)["settings"] if one["key"] == "proxy"]
     assert (proxy["value"], proxy["secret"], proxy["place"]) == (None, True, f"{file}:2")

@@ -70,9 +70,9 @@ async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
 
     def used(attempt: Attachment) -> None:
         assert attempt.steps.hello is not None
-        said, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
+        received_hello, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
-        links.append(Session(said, answered, opener=True, node="edge1", limits=limits, pool=pool))
+        links.append(Session(received_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
         links[0].move_to(attempt, 0)
 
     steps = ServerHandshake(lambda _: welcome(Limits()))

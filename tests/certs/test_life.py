@@ -29,8 +29,8 @@ moments = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)
 def test_the_dates_are_those_that_the_library_reads(now: datetime.datetime, days: int) -> None:
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
-    said = describe(chain)
-    assert life_of(chain) == ValidityPeriod(said.serial, said.begins, said.ends)
+    description = describe(chain)
+    assert life_of(chain) == ValidityPeriod(description.serial, description.begins, description.ends)
 
 
 @given(st.data())

@@ -224,9 +224,9 @@ def test_any_text_has_a_token_or_a_reason(text: str) -> None:
     ],
 )
 def test_a_token_in_the_arguments_is_not_echoed(arguments: list[str]) -> None:
-    said = trouble_with_arguments(arguments)
-    assert "standard input" in said and f"qanat-server token revoke {ONE.id}" in said
-    assert TEXT[24:30] not in said
+    output = trouble_with_arguments(arguments)
+    assert "standard input" in output and f"qanat-server token revoke {ONE.id}" in output
+    assert TEXT[24:30] not in output
 
 
 def test_arguments_without_a_token_are_fine() -> None:

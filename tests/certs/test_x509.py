@@ -212,19 +212,19 @@ def test_a_name_longer_than_a_common_name_may_be_is_whole_in_the_identity(author
 def test_a_description_has_what_people_ask_for(authority: Authority) -> None:
     now = datetime.datetime(2030, 1, 1, 12, tzinfo=datetime.UTC)
     leaf = authority.issue(Role.SERVER, "main", names=["::1", "localhost"], days=10, now=now)
-    said = describe(leaf.chain_pem)
-    assert said.subject == "server main"
-    assert said.issuer == describe(authority.issuing.certificate_pem).subject
-    assert said.begins == datetime.datetime(2030, 1, 1, 11, tzinfo=datetime.UTC)
-    assert said.ends == datetime.datetime(2030, 1, 11, 12, tzinfo=datetime.UTC)
-    assert said.names == ("::1", "localhost")
-    assert said.uris == (f"spiffe://{DOMAIN}/server/main",)
-    assert not said.is_authority and describe(authority.roots_pem).is_authority
+    description = describe(leaf.chain_pem)
+    assert description.subject == "server main"
+    assert description.issuer == describe(authority.issuing.certificate_pem).subject
+    assert description.begins == datetime.datetime(2030, 1, 1, 11, tzinfo=datetime.UTC)
+    assert description.ends == datetime.datetime(2030, 1, 11, 12, tzinfo=datetime.UTC)
+    assert description.names == ("::1", "localhost")
+    assert description.uris == (f"spiffe://{DOMAIN}/server/main",)
+    assert not description.is_authority and describe(authority.roots_pem).is_authority
 
 
 def test_a_nameless_certificate_can_be_described() -> None:
-    said = describe(foreign_leaf([]))
-    assert (said.subject, said.uris, said.names) == ("O=elsewhere", (), ())
+    description = describe(foreign_leaf([]))
+    assert (description.subject, description.uris, description.names) == ("O=elsewhere", (), ())
 
 
 def test_a_key_fits_its_own_certificate_only(authority: Authority) -> None:
@@ -246,8 +246,12 @@ def test_a_key_is_never_shown(authority: Authority) -> None:
 
 def test_facts_are_those_of_the_certificate(authority: Authority) -> None:
     leaf = authority.issue(Role.NODE, "edge1")
-    facts, said = facts_of(leaf.chain_pem), describe(leaf.chain_pem)
-    assert (facts.serial, facts.begins, facts.ends) == (said.serial, said.begins, said.ends)
+    facts, description = facts_of(leaf.chain_pem), describe(leaf.chain_pem)
+    assert (facts.serial, facts.begins, facts.ends) == (
+        description.serial,
+        description.begins,
+        description.ends,
+    )
     assert facts.identity == SpiffeId(DOMAIN, Role.NODE, "edge1")
     assert facts.key_sha256 == pin_of(leaf.chain_pem).hex()
     for other in (b"", foreign_leaf([]), authority.roots_pem):

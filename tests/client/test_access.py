@@ -83,9 +83,9 @@ def test_a_bundle_that_cannot_be_used_is_not_passed_over(tmp_path: Path) -> None
 def test_a_user_with_a_bundle_is_not_advised_to_make_one(tmp_path: Path) -> None:
     assert "issue user NAME" in failure(tmp_path / "none.pem")
     (tmp_path / "loop").symlink_to("loop")  # stands for missing rights, which root always has
-    said = failure(tmp_path / "loop/kim.pem")
-    assert "cannot be read: Too many levels" in said
-    assert "issue user" not in said
+    message = failure(tmp_path / "loop/kim.pem")
+    assert "cannot be read: Too many levels" in message
+    assert "issue user" not in message
 
 
 def test_a_key_that_does_not_match_is_reported(tmp_path: Path) -> None:

@@ -94,58 +94,60 @@ async def test_the_first_address_that_answers_is_taken(tmp_path: Path) -> None:
 
 async def test_every_address_that_failed_is_named_with_its_cause(tmp_path: Path) -> None:
     port = unused_port()
-    said = await unreachable(dialer_to(tmp_path, f"localhost:{port}", "no-such-name.invalid:1"))
-    assert f"localhost:{port} cannot be reached: Connection refused" in said
-    assert "no-such-name.invalid:1 cannot be reached: " in said
-    assert said.endswith("On the server: qanat-server service status, or without a service qanat-server run")
+    message = await unreachable(dialer_to(tmp_path, f"localhost:{port}", "no-such-name.invalid:1"))
+    assert f"localhost:{port} cannot be reached: Connection refused" in message
+    assert "no-such-name.invalid:1 cannot be reached: " in message
+    assert message.endswith(
+        "On the server: qanat-server service status, or without a service qanat-server run"
+    )
 
 
 async def test_a_name_without_an_address_points_at_the_name(tmp_path: Path) -> None:
-    said = await unreachable(dialer_to(tmp_path, "no-such-name.invalid:1"))
-    assert "Does the name have an address, in DNS or in this machine's /etc/hosts?" in said
-    assert "Does the server run" not in said
+    message = await unreachable(dialer_to(tmp_path, "no-such-name.invalid:1"))
+    assert "Does the name have an address, in DNS or in this machine's /etc/hosts?" in message
+    assert "Does the server run" not in message
 
 
 async def test_a_missing_socket_is_named(tmp_path: Path) -> None:
-    said = await unreachable(UnixDialer(tmp_path / "none"))
-    assert said == f"{tmp_path / 'none'} cannot be opened: No such file or directory"
+    message = await unreachable(UnixDialer(tmp_path / "none"))
+    assert message == f"{tmp_path / 'none'} cannot be opened: No such file or directory"
 
 
 async def test_a_server_of_another_authority_is_not_trusted(tmp_path: Path) -> None:
     async with fake_server(tmp_path) as server:
         server.pages["nodes"] = {}
-        said = await unreachable(dialer_to(tmp_path, server.address, trust_domain="other.example"))
-    assert "is it the server that issued your bundle?" in said
+        message = await unreachable(dialer_to(tmp_path, server.address, trust_domain="other.example"))
+    assert "is it the server that issued your bundle?" in message
 
 
 async def test_an_expired_server_certificate_is_reported(tmp_path: Path) -> None:
     context = server_context(tmp_path, expired_leaf(Role.SERVER, "main"))
     async with fake_server(tmp_path, context=context) as server:
-        said = await unreachable(dialer_to(tmp_path, server.address))
-    assert "certificate has expired (is this machine's clock right?" in said
+        message = await unreachable(dialer_to(tmp_path, server.address))
+    assert "certificate has expired (is this machine's clock right?" in message
 
 
 async def test_a_server_certificate_of_the_future_points_at_the_clock(tmp_path: Path) -> None:
     later = datetime.now(UTC) + timedelta(days=3)
     leaf = authority().issue(Role.SERVER, "main", names=("localhost",), now=later)
     async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
-        said = await unreachable(dialer_to(tmp_path, server.address))
-    assert said.endswith("(is this machine's clock right?)")
+        message = await unreachable(dialer_to(tmp_path, server.address))
+    assert message.endswith("(is this machine's clock right?)")
 
 
 async def test_a_name_that_is_not_in_the_certificate_is_reported(tmp_path: Path) -> None:
     leaf = authority().issue(Role.SERVER, "main", names=("tunnel.example.com",))
     async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
-        said = await unreachable(dialer_to(tmp_path, server.address))
-    assert "the server's certificate is for other names" in said
-    assert "is it the server that issued" not in said
+        message = await unreachable(dialer_to(tmp_path, server.address))
+    assert "the server's certificate is for other names" in message
+    assert "is it the server that issued" not in message
 
 
 async def test_a_server_called_otherwise_is_not_trusted(tmp_path: Path) -> None:
     leaf = server_leaf()
     async with fake_server(tmp_path, context=server_context(tmp_path, leaf)) as server:
-        said = await unreachable(dialer_to(tmp_path, f"127.0.0.2:{server.port}"))
-    assert "127.0.0.2" in said  # not bound there, or not in the certificate
+        message = await unreachable(dialer_to(tmp_path, f"127.0.0.2:{server.port}"))
+    assert "127.0.0.2" in message  # not bound there, or not in the certificate
 
 
 async def test_a_client_certificate_that_is_not_trusted_is_reported(tmp_path: Path) -> None:
@@ -165,8 +167,8 @@ async def test_tls_that_is_too_old_is_refused(tmp_path: Path) -> None:
     context = server_context(tmp_path)
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with fake_server(tmp_path, context=context) as server:
-        said = await unreachable(dialer_to(tmp_path, server.address))
-    assert "protocol version" in said
+        message = await unreachable(dialer_to(tmp_path, server.address))
+    assert "protocol version" in message
 
 
 async def test_a_port_without_tls_is_reported(tmp_path: Path) -> None:
@@ -178,9 +180,9 @@ async def test_a_port_without_tls_is_reported(tmp_path: Path) -> None:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, garbage, [listener])
         port = listener.socket.getsockname()[1]
-        said = await unreachable(dialer_to(tmp_path, f"localhost:{port}"))
+        message = await unreachable(dialer_to(tmp_path, f"localhost:{port}"))
         nursery.cancel_scope.cancel()
-    assert "TLS handshake failed" in said
+    assert "TLS handshake failed" in message
 
 
 async def test_a_server_that_goes_silent_does_not_hold_us(

@@ -179,10 +179,10 @@ def test_completion_is_installed_where_the_shell_searches(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     invoke = CliRunner().invoke
     printed = invoke(GROUPS[program], ["completion", shell], prog_name=program)
-    said = invoke(GROUPS[program], ["completion", shell, "--install"], prog_name=program)
+    result = invoke(GROUPS[program], ["completion", shell, "--install"], prog_name=program)
     file = tmp_path / place.format(program)
-    assert (said.exit_code, file.read_text()) == (0, printed.stdout)
-    assert str(file) in said.stdout
+    assert (result.exit_code, file.read_text()) == (0, printed.stdout)
+    assert str(file) in result.stdout
     assert file.stat().st_mode & 0o777 == 0o644
 
 
@@ -190,6 +190,6 @@ def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(paths, "is_system", lambda: False)
     (tmp_path / "data").write_text("a file")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    said = CliRunner().invoke(GROUPS["qanat"], ["completion", "bash", "--install"], prog_name="qanat")
-    assert said.exit_code == 1
-    assert "cannot be written" in said.stderr
+    result = CliRunner().invoke(GROUPS["qanat"], ["completion", "bash", "--install"], prog_name="qanat")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr

@@ -80,7 +80,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
             text += await process.stdout.receive_some()
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
-        said = await process.stderr.receive_some()
+        output = await process.stderr.receive_some()
         await process.stdout.aclose()
         await process.stderr.aclose()
     assert text.decode().splitlines() == [
@@ -88,7 +88,7 @@ async def test_a_follower_prints_what_comes_until_ctrl_c(server: FakeServer, tmp
         "2026-01-01 12:00:00Z  edge1             lost            ping_timeout    ?[2J",
         "2026-01-01 12:00:00Z  -                 server_started  -               version 1",
     ]
-    assert b"some events before these are lost" in said
+    assert b"some events before these are lost" in output
 
 
 async def test_a_follower_ends_when_nothing_reads_it(server: FakeServer, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ async def forward_process(made: Forwarded, *options: str) -> AsyncIterator[tuple
     process = await trio.lowlevel.open_process(command, env=environment(folder), **pipes)  # type: ignore[arg-type]
     assert process.stdout is not None and process.stderr is not None
     try:
-        said = json.loads(await process.stdout.receive_some())
-        yield int(said["listen"].rpartition(":")[2]), process
+        output = json.loads(await process.stdout.receive_some())
+        yield int(output["listen"].rpartition(":")[2]), process
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
@@ -133,9 +133,9 @@ async def test_a_burst_beyond_the_bound_is_reported_and_reset(tmp_path: Path) ->
                     async with await dial("127.0.0.1", port) as stream:
                         await stream.receive_some()
             assert process.stderr is not None
-            said = b""
-            while b"4 more were reset" not in said:
-                said += await process.stderr.receive_some()
-            assert b"qanat: 3 connections are open, the limit (--max-connections)" in said
+            output = b""
+            while b"4 more were reset" not in output:
+                output += await process.stderr.receive_some()
+            assert b"qanat: 3 connections are open, the limit (--max-connections)" in output
             for stream in kept:
                 await trio.aclose_forcefully(stream)

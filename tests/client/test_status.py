@@ -88,14 +88,14 @@ def own(days_left: float) -> UserCertificate:
 
 
 @pytest.mark.parametrize(
-    ("days_left", "said"),
+    ("days_left", "expected"),
     [(50, None), (10, "your certificate (kim) ends at"), (-1, "your certificate (kim) ended at")],
 )
-def test_a_person_is_reminded_of_the_own_certificate(days_left: float, said: str | None) -> None:
+def test_a_person_is_reminded_of_the_own_certificate(days_left: float, expected: str | None) -> None:
     page = page_of({}, own(days_left), "0.1.0", NOW)
     details = [one["detail"] for one in page["warnings"]]
-    assert details == [] if said is None else said in details[0]
-    assert said is None or page["warnings"][0]["cure"] == "on the server: qanat-server issue user kim"
+    assert details == [] if expected is None else expected in details[0]
+    assert expected is None or page["warnings"][0]["cure"] == "on the server: qanat-server issue user kim"
 
 
 def test_a_user_of_a_socket_has_no_certificate() -> None:

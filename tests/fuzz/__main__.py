@@ -60,11 +60,11 @@ def _fuzz(target: str, chosen: argparse.Namespace) -> bool:
             stderr=subprocess.STDOUT,
             timeout=chosen.seconds + _LATE_SECONDS,
         )
-    said = (folder / "log").read_text(errors="replace").splitlines()
+    output = (folder / "log").read_text(errors="replace").splitlines()
     _say(f"{target}: {'nothing found' if ran.returncode == 0 else 'FOUND, see ' + str(folder)}")
-    _say(f"  {said[-1] if said else ''} ({time.monotonic() - start:.0f} s)")
+    _say(f"  {output[-1] if output else ''} ({time.monotonic() - start:.0f} s)")
     if ran.returncode:
-        _say("\n".join(said[-40:]))
+        _say("\n".join(output[-40:]))
         return False
     if chosen.keep:
         _say(f"  {corpus.keep(target, [file.read_bytes() for file in found.iterdir()])} inputs kept")

@@ -98,8 +98,8 @@ class RogueAgent:
         options = [*_OPTIONS, ("grpc.default_authority", self._server)]
         return RogueCall(aio.secure_channel(f"ipv4:{self._server}", self._credentials, options=options))
 
-    def hello(self, **said: Any) -> Hello:
-        """Return a hello of a new run on a new machine; ``said`` replaces its fields."""
+    def hello(self, **changes: Any) -> Hello:
+        """Return a hello of a new run on a new machine; ``changes`` replaces its fields."""
         made = Hello(
             VERSION,
             1,
@@ -109,7 +109,7 @@ class RogueAgent:
             services=(Service("web", "http", "localhost:80"),),
             initial_credit=64 << 10,
         )
-        return made._replace(**said)
+        return made._replace(**changes)
 
     async def attach(self, call: RogueCall, hello: Hello) -> Welcome | Rejected | None:
         """Do the whole attach, ``use`` included. Returns None if the server ended the call."""

@@ -97,15 +97,15 @@ class RogueSession:
         self._out.append(data)
         self.carrier.wake()
 
-    def open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> int:
+    def open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **changes: Any) -> int:
         """Open the next stream; return its number."""
-        self.send(self.next_open(target, entrance=entrance, user=user, **said))
+        self.send(self.next_open(target, entrance=entrance, user=user, **changes))
         return self._stream
 
-    def next_open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> Open:
+    def next_open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **changes: Any) -> Open:
         """The frame that opens the next stream."""
         self._stream += 2
-        return Open(self._stream, target, user, entrance, 64 * KIB)._replace(**said)
+        return Open(self._stream, target, user, entrance, 64 * KIB)._replace(**changes)
 
     def cut(self) -> None:
         """End the carrier without a bye."""

@@ -357,10 +357,10 @@ async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_pa
 async def test_mistakes_in_the_configuration_are_reported_all_at_once(tmp_path: Path) -> None:
     site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
     site.write()
-    said = await refused(site, 2, f"{site.config}: ")
-    assert "drain_secnds" in said
-    assert "did you mean drain_seconds?" in said
-    assert "did you mean session?" in said
+    output = await refused(site, 2, f"{site.config}: ")
+    assert "drain_secnds" in output
+    assert "did you mean drain_seconds?" in output
+    assert "did you mean session?" in output
     missing = await run_server(tmp_path / "none.toml")
     assert missing.returncode == 2
     assert b"make a server: qanat-server init" in missing.stderr
@@ -373,10 +373,10 @@ def sockets_in(folder: Path) -> list[Path]:
 async def refused(site: Site, code: int, words: str) -> str:
     """Check that the server does not start, and logs ``words`` and no traceback."""
     result = await run_server(site.config)
-    said = result.stderr.decode()
-    assert (result.returncode, words in said) == (code, True), said
-    assert "Traceback" not in said
-    return said
+    output = result.stderr.decode()
+    assert (result.returncode, words in output) == (code, True), output
+    assert "Traceback" not in output
+    return output
 
 
 async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) -> None:

@@ -216,8 +216,8 @@ async def test_failures_are_one_line_each_and_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = held(tmp_path, age=170)
-    said = json.dumps({"reason": "store_full", "detail": "the disk is full"})
-    fails = [sys.executable, "-c", f"import sys; print({said!r}); sys.exit(1)"]
+    answer = json.dumps({"reason": "store_full", "detail": "the disk is full"})
+    fails = [sys.executable, "-c", f"import sys; print({answer!r}); sys.exit(1)"]
     dies = [sys.executable, "-c", "raise SystemExit('a bug')"]
     missing = [str(tmp_path / "nothing")]
     loop = Loop(bundle, fails, dies, missing, renews_with(tmp_path, bundle_for(HOUR), bundle.file))

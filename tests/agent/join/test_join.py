@@ -45,12 +45,12 @@ async def test_one_paste_makes_a_node_and_a_second_changes_nothing(cloud: Cloud,
     token, edge = await cloud.token("edge1"), machine(tmp_path)
     services = ["--service", "web=http://127.0.0.1:1880", "--allow", "localhost:22"]
     ran = await edge.run("join", cloud.https, "--name", "edge1", *services, stdin=token)
-    said = ran.stdout.decode()
-    assert ran.returncode == 0, said
-    passed = [line.split()[1] for line in said.splitlines() if line.startswith("PASS")]
+    output = ran.stdout.decode()
+    assert ran.returncode == 0, output
+    passed = [line.split()[1] for line in output.splitlines() if line.startswith("PASS")]
     assert passed == STEPS
-    assert "qanat-agent run --config" in said and "qanat forward edge1 web 8080" in said
-    assert token not in said + ran.stderr.decode()
+    assert "qanat-agent run --config" in output and "qanat forward edge1 web 8080" in output
+    assert token not in output + ran.stderr.decode()
     assert (mode(edge.bundle), mode(edge.config)) == (0o600, 0o644)
     assert sorted(file.name for file in edge.folder.iterdir()) == ["agent.toml", "node.pem"]
     installation = load_installation(edge.config)
@@ -97,11 +97,11 @@ async def killed_after(step: str, command: list[str], token: str) -> None:
     assert process.stdin is not None and process.stdout is not None
     await process.stdin.send_all(token.encode())
     await process.stdin.aclose()
-    said = b""
-    while f"PASS  {step} ".encode() not in said:
+    output = b""
+    while f"PASS  {step} ".encode() not in output:
         piece = await process.stdout.receive_some()
-        assert piece, said
-        said += piece
+        assert piece, output
+        output += piece
     process.kill()
     await process.wait()
     await process.stdout.aclose()

@@ -113,10 +113,10 @@ def run_agent(edge: Machine, arguments: Sequence[str], stdin: bytes | str) -> Re
 def test_a_wrong_use_says_what_to_do(wrong: Use, tmp_path: Path) -> None:
     edge = machine(tmp_path)
     ran = run_agent(edge, wrong.arguments, wrong.stdin)
-    said = " ".join(ran.output.split())
-    assert (ran.exit_code, bool(re.search(wrong.says, said))) == (wrong.code, True), said
+    output = " ".join(ran.output.split())
+    assert (ran.exit_code, bool(re.search(wrong.says, output))) == (wrong.code, True), output
     assert ran.exception is None or isinstance(ran.exception, SystemExit)
-    assert TOKEN[24:40] not in said and "hunter2" not in said
+    assert TOKEN[24:40] not in output and "hunter2" not in output
     assert not edge.bundle.exists() and not edge.config.exists()
 
 
@@ -186,8 +186,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wrong_uses_of_token(installed: Path, arguments: list[str], says: str) -> None:
     ran = run_server(*arguments, "--config", installed)
     assert ran.exit_code == 2 or (ran.exit_code, "nosuch" in arguments) == (1, True)
-    said = " ".join((ran.output + ran.stderr).split())
-    assert says in said and TOKEN[24:40] not in said
+    output = " ".join((ran.output + ran.stderr).split())
+    assert says in output and TOKEN[24:40] not in output
     assert isinstance(ran.exception, SystemExit)
 
 
@@ -312,6 +312,6 @@ async def test_a_user_who_is_not_root(tmp_path: Path, config: str, home: str, co
         extra_groups=[],
         env={**os.environ, "HOME": home or str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    said = all_of(ran)
-    assert (ran.returncode, "Traceback" in said) == (code, False), said
-    assert re.search(says, said), said
+    output = all_of(ran)
+    assert (ran.returncode, "Traceback" in output) == (code, False), output
+    assert re.search(says, output), output

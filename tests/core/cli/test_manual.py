@@ -93,7 +93,7 @@ def test_the_manual_page_is_printed_in_a_pipe_and_installed(
     printed = CliRunner().invoke(GROUPS["qanat"], ["man"], prog_name="qanat").stdout
     assert printed.startswith('.TH QANAT 1 "" "qanat ')
     assert metadata.version("qanat") in printed
-    said = CliRunner().invoke(GROUPS["qanat"], ["man", "--install"], prog_name="qanat").stdout
+    output = CliRunner().invoke(GROUPS["qanat"], ["man", "--install"], prog_name="qanat").stdout
     file = tmp_path / "man/man1/qanat.1"
     assert (file.read_text(), file.stat().st_mode & 0o777) == (printed, 0o644)
-    assert "man qanat" in said
+    assert "man qanat" in output

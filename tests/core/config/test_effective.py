@@ -110,16 +110,16 @@ def file(tmp_path: Path) -> Path:
 def test_each_value_says_where_it_comes_from(file: Path) -> None:
     environ = {"QANAT_AGENTS_MAX": "9", "QANAT_DATA_DIR": "/else"}
     config, given = load_given(file, ServerConfig, environ=environ)
-    said = {one.key: (one.value, one.origin.value, one.place) for one in settings_of(config, given)}
-    assert said["agents.max"] == (9, "environment", "QANAT_AGENTS_MAX")
-    assert said["data_dir"] == ("/else", "environment", "QANAT_DATA_DIR")
-    assert said["connect.unix.path"] == (str(file.parent / "c.sock"), "file", f"{file}:3")
-    assert said["connect.unix.peer#1.user"] == ("root", "file", f"{file}:6")
-    assert said["connect.unix.mode"] == ("0600", "default", "")
-    assert said["log.entrances.web"] == ("none", "file", f"{file}:8")
-    assert said["tcp#1.node"] == ("a", "file", f"{file}:11")
-    assert said["tcp#1.allow_from"] == ([], "default", "")
-    assert said["tls.key_file"] == ("/else/server.key", "default", "")
+    settings = {one.key: (one.value, one.origin.value, one.place) for one in settings_of(config, given)}
+    assert settings["agents.max"] == (9, "environment", "QANAT_AGENTS_MAX")
+    assert settings["data_dir"] == ("/else", "environment", "QANAT_DATA_DIR")
+    assert settings["connect.unix.path"] == (str(file.parent / "c.sock"), "file", f"{file}:3")
+    assert settings["connect.unix.peer#1.user"] == ("root", "file", f"{file}:6")
+    assert settings["connect.unix.mode"] == ("0600", "default", "")
+    assert settings["log.entrances.web"] == ("none", "file", f"{file}:8")
+    assert settings["tcp#1.node"] == ("a", "file", f"{file}:11")
+    assert settings["tcp#1.allow_from"] == ([], "default", "")
+    assert settings["tls.key_file"] == ("/else/server.key", "default", "")
 
 
 @pytest.mark.parametrize("schema", [ServerConfig, AgentConfig])

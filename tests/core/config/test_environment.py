@@ -69,10 +69,10 @@ def test_the_environment_wins_and_leaves_the_rest_of_the_section() -> None:
 def test_a_mistake_names_the_variable_and_one_in_the_file_names_the_file() -> None:
     with pytest.raises(ConfigError) as caught:
         agent({"session": {"retry_max_seconds": -1}}, QANAT_DRAIN_SECONDS="soon", QANAT_LOG_LEVEL="loud")
-    said = str(caught.value)
-    assert "the environment: QANAT_DRAIN_SECONDS: 'soon' is not a number of seconds" in said
-    assert "the environment: QANAT_LOG_LEVEL: 'loud' is not one of debug, info" in said
-    assert f"{FILE}: session.retry_max_seconds: -1" in said
+    message = str(caught.value)
+    assert "the environment: QANAT_DRAIN_SECONDS: 'soon' is not a number of seconds" in message
+    assert "the environment: QANAT_LOG_LEVEL: 'loud' is not one of debug, info" in message
+    assert f"{FILE}: session.retry_max_seconds: -1" in message
 
 
 def test_a_secret_that_is_refused_is_not_repeated() -> None:

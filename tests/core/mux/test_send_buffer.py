@@ -50,7 +50,7 @@ def test_sent_bytes_are_retained_until_they_are_acknowledged() -> None:
     send.take(4)
     assert (send.retained_bytes, send.queued) == (4, 2)
     assert send.ack(3) == 3
-    assert send.ack(3) == 0, "said twice"
+    assert send.ack(3) == 0, "acknowledged twice"
     assert send.retained_bytes == 1
 
 

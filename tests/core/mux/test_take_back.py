@@ -22,7 +22,7 @@ def opener(limits: Limits = LIMITS, send_pool: SendPool | None = None) -> Mux:
     return Mux(limits, CreditPool(0), opener=True, send_pool=send_pool)
 
 
-def said(session: SessionProtocol) -> list[Frame]:
+def sent_frames(session: SessionProtocol) -> list[Frame]:
     packet = session.next_packet(0.0)
     return list(packet.frames) if packet else []
 
@@ -35,11 +35,11 @@ def test_opens_come_again_first_in_order_and_without_early_data() -> None:
     mux = opener()
     session = server(mux)
     first, second = mux.open(REQUEST, b"early"), mux.open(REQUEST)
-    assert [type(frame) for frame in said(session)] == [Open, Open]
+    assert [type(frame) for frame in sent_frames(session)] == [Open, Open]
     second.push(b"later")
     third = mux.open(REQUEST)
     session.move(0, 1.0)
-    frames = said(session)
+    frames = sent_frames(session)
     opens = [frame for frame in frames if isinstance(frame, Open)]
     assert [frame.stream for frame in opens] == [1, 3, 5] and third.number == 5
     assert all(not frame.early_data for frame in opens)
@@ -52,11 +52,11 @@ def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
     mux = opener()
     session = server(mux)
     bulk, shell = mux.open(REQUEST), mux.open(REQUEST)
-    said(session)
+    sent_frames(session)
     for stream in (bulk, shell):
         mux.receive(Opened(stream.number, 1024 * KIB))
     bulk.push(bytes(600 * KIB))
-    said(session)
+    sent_frames(session)
     session.move(1, 1.0)  # the opens have arrived
     shell.push(b"key")
     frames = mux.take(100 * KIB, 100 * KIB)[0]
@@ -72,12 +72,12 @@ def test_a_move_acknowledges_what_the_peer_has() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(b"x" * 100)
-    said(session)
+    sent_frames(session)
     stream.end()
-    said(session)
+    sent_frames(session)
     session.move(1, 1.0)
     assert stream.send.acked == 100
-    assert said(session) == [End(1, 100)]
+    assert sent_frames(session) == [End(1, 100)]
     assert mux.unconfirmed == mux.retained_bytes == 0
 
 
@@ -86,7 +86,7 @@ def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(b"x" * 100)
-    said(session)
+    sent_frames(session)
     session.move(0, 1.0)
     session.receive(Packet(0, 1, ()), 10, 1.0)
     assert stream.send.acked == 0
@@ -116,10 +116,10 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)
-    said(session)
+    sent_frames(session)
     session.receive(Packet(0, 1, ()), 10, 0.0)
     session.move(0, 1.0)
-    assert said(session) == []
+    assert sent_frames(session) == []
     with pytest.raises(ProtocolError) as caught:
         session.move(5, 2.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
@@ -128,29 +128,29 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
 def test_the_sessions_own_frames_are_retransmitted() -> None:
     session = server(opener())
     session.send_draining(8)
-    assert said(session) == [Draining(8000)]
+    assert sent_frames(session) == [Draining(8000)]
     session.move(0, 1.0)
-    assert said(session) == [Draining(8000)]
+    assert sent_frames(session) == [Draining(8000)]
 
 
 def test_the_end_and_the_reset_come_again() -> None:
     mux = opener()
     session = server(mux)
     ended, broken = mux.open(REQUEST), mux.open(REQUEST)
-    said(session)
+    sent_frames(session)
     session.receive(Packet(0, 1, ()), 10, 0.0)
     ended.end()
     broken.reset(Reason.USER_LEFT, "")
-    before = said(session)
+    before = sent_frames(session)
     session.move(1, 1.0)
-    assert sorted(map(str, said(session))) == sorted(map(str, before))
+    assert sorted(map(str, sent_frames(session))) == sorted(map(str, before))
 
 
 def test_without_a_carrier_nothing_is_due_and_no_peer_is_at_fault() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)
-    said(session)
+    sent_frames(session)
     session.pause()
     assert session.deadline() == session.late_at() == float("inf")
     assert not session.tick(10_000.0)
@@ -161,7 +161,7 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     second = opener(send_pool=pool)
     waiting = server(second)
     other = second.open(REQUEST)
-    said(waiting)
+    sent_frames(waiting)
     pool.used = pool.size  # by other sessions
     with pytest.raises(Refused) as caught:
         second.open(REQUEST)
@@ -169,11 +169,11 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     woken: list[bool] = []
     second.wake = lambda: woken.append(True)
     other.push(b"waits")
-    assert said(waiting) == [] and not second.has_data
+    assert sent_frames(waiting) == [] and not second.has_data
     woken.clear()
     pool.release(pool.size)
     assert pool.used == 0 and woken
-    [frame] = said(waiting)
+    [frame] = sent_frames(waiting)
     assert isinstance(frame, Data | DataParts)
 
 
@@ -183,11 +183,11 @@ def test_bytes_taken_back_have_their_place_in_the_pool() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(bytes(10 * KIB))
-    while said(session):
+    while sent_frames(session):
         pass
     session.move(0, 1.0)
     assert pool.used == mux.retained_bytes == 10 * KIB and mux.unconfirmed == 0
-    while said(session):
+    while sent_frames(session):
         pass
     assert mux.unconfirmed == pool.used == 10 * KIB
     stream.reset(Reason.USER_LEFT, "")

@@ -54,10 +54,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory"
 
 
-@pytest.mark.parametrize(("text", "said"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
-def test_a_file_that_cannot_be_read_is_reported(file: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
+def test_a_file_that_cannot_be_read_is_reported(file: Path, text: str, expected: str) -> None:
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(Unhealthy, match=rf"agent\.toml {said}"):
+    with pytest.raises(Unhealthy, match=rf"agent\.toml {expected}"):
         OpsEndpoint.find(file, DEFAULT, {})
 
 
@@ -137,8 +137,8 @@ def test_as_a_command_it_loads_next_to_nothing(side: str, tmp_path: Path) -> Non
         command = [sys.executable, "-c", program, "health", "--config", str(file)]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=30)  # noqa: S603
     assert ran.returncode == 0, ran.stderr
-    said, loaded = ran.stdout.split("\n", 1)
-    assert said == "healthy"
+    output, loaded = ran.stdout.split("\n", 1)
+    assert output == "healthy"
     assert not {"grpc", "trio", "click", "attrs", "cattrs", "ssl", "asyncio"} & set(loaded.split())
 
 

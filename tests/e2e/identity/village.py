@@ -53,13 +53,13 @@ async def _join(server: str, target: str, home: Path, token: str) -> None:
     file, bundle = home / "agent.toml", home / "node.pem"
     wish = JoinRequest(server, home.name, allow=(target,))
     config = parse(tomllib.loads(config_text(wish, str(bundle))), AgentConfig, Source(file, home))
-    said: list[object] = []
+    output: list[object] = []
     joining = Joining(
-        wish, Files(file, bundle), config, ProxyChoice(), said.append, lambda: token,
+        wish, Files(file, bundle), config, ProxyChoice(), output.append, lambda: token,
         lambda: datetime.now(UTC), host=home.name, again=False,
     )  # fmt: skip
     joined = await joining.run()
-    assert joined.bundle is not None, said
+    assert joined.bundle is not None, output
     file.write_text(file.read_text() + SETTINGS)
 
 

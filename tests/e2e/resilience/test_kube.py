@@ -29,7 +29,7 @@ FILE_BYTES = 64 * MIB
 HARM_AT_BYTES = 8 * MIB
 # Each transfer then takes some seconds: time for something to happen in its middle.
 RATE = "160mbit"
-# Kubernetes itself cuts the end of what a command said, if kubectl pings while it is still under way and the
+# Kubernetes itself cuts the end of the output of a command, if kubectl pings while it is still under way and the
 # command has ended (docs/errors.md, target_reset): this tar ends when all is out.
 FLUSH_SECONDS = 5
 TAR = f'#!/bin/sh\nbusybox tar "$@"; status=$?; sleep {FLUSH_SECONDS}; exit $status\n'
@@ -79,13 +79,15 @@ class Operations:
             return self.cluster.bed.start_kubectl(*arguments, stdin=subprocess.PIPE, stdout=out, stderr=err)
 
     def _start_download(self) -> subprocess.Popen[str]:
-        shown = wait_until(lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.said("forward")), "port-forward")
+        shown = wait_until(
+            lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.output_of("forward")), "port-forward"
+        )
         url = f"http://127.0.0.1:{shown[1]}/large"
         argv = self.cluster.bed.cloud.argv([tools.path_of("curl"), "-sSf", "-o", str(self.downloaded), url])
         with (self.folder / "download.err").open("w") as err:
             return subprocess.Popen(argv, stderr=err, text=True)  # noqa: S603 - our own
 
-    def said(self, name: str) -> str:
+    def output_of(self, name: str) -> str:
         return (self.folder / f"{name}.out").read_text()
 
     def complained(self, name: str) -> str:
@@ -98,11 +100,15 @@ class Operations:
         self.shell.stdin.write(f"line {self.lines}\n")
         self.shell.stdin.flush()
         wanted = "".join(f"got line {number}\n" for number in range(1, self.lines + 1))
-        wait_until(lambda: self.said("shell") == wanted, "the shell's answer", deadline_seconds=GO_ON_SECONDS)
+        wait_until(
+            lambda: self.output_of("shell") == wanted, "the shell's answer", deadline_seconds=GO_ON_SECONDS
+        )
 
     def ticks(self) -> list[int]:
         """The numbers in the log; one line a second."""
-        return [int(number) for number in re.findall(rf"^{POD} tick (\d+)$", self.said("logs"), re.MULTILINE)]
+        return [
+            int(number) for number in re.findall(rf"^{POD} tick (\d+)$", self.output_of("logs"), re.MULTILINE)
+        ]
 
     def wait_midway(self) -> None:
         self.echo()

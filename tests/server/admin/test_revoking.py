@@ -52,11 +52,11 @@ async def test_a_revoked_node_is_out_within_a_second(tmp_path: Path) -> None:
         await server.exit_code()
         async with site.server(), site.agent("localhost:1") as again:
             await again.line("cannot attach", reason="revoked")
-            _, said = await qanat_server(site, "audit", "--node", "edge1", "--json")
-            kinds = [(line["kind"], line.get("reason")) for line in json.loads(said)["audit"]]
+            _, output = await qanat_server(site, "audit", "--node", "edge1", "--json")
+            kinds = [(line["kind"], line.get("reason")) for line in json.loads(output)["audit"]]
             assert kinds[:3] == [("revoked", None), ("ended", "revoked"), ("refused", "revoked")]
-            _, said = await qanat_server(site, "audit", "--node", "edge1", "--kind", "refused", "--json")
-            line = json.loads(said)["audit"][-1]
+            _, output = await qanat_server(site, "audit", "--node", "edge1", "--kind", "refused", "--json")
+            line = json.loads(output)["audit"][-1]
             assert line["serial"] == facts_of(pki.bundle_of(Role.NODE, "edge1").chain_pem).serial
 
 
@@ -65,10 +65,10 @@ async def test_a_revoked_user_is_out_within_a_second(tmp_path: Path) -> None:
         mine, idle = await tunnelled(site, echo_of(site)), await site.tls("https")
         await idle.send_all(b"GET /api/v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
-        code, said = await qanat_server(
+        code, output = await qanat_server(
             site, "cert", "revoke", facts_of(pki.user_leaf("kim").chain_pem).serial, "--yes"
         )
-        assert code == 0, said
+        assert code == 0, output
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await mine.receive_some()
         await idle.send_all(b"GET /api/v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -83,22 +83,22 @@ async def test_a_revocation_shows_what_it_ends_and_asks_before_it_acts(tmp_path:
     async with attached(tmp_path) as (site, _, agent):
         await tunnelled(site, echo_of(site))
         await say(await site.through(), b"hello")
-        code, said = await qanat_server(site, "node", "revoke", "edge1")
+        code, output = await qanat_server(site, "node", "revoke", "edge1")
         assert code == 2
         assert re.search(
-            r"ends:\n  1 session: edge1 from 127.0.0.1:\d+\n  2 streams, of 127.0.0.1, kim\n", said
+            r"ends:\n  1 session: edge1 from 127.0.0.1:\d+\n  2 streams, of 127.0.0.1, kim\n", output
         )
-        assert "there is no terminal for a question. Add --yes" in said
-        code, said = await qanat_server(site, "user", "revoke", "kim", "--json")
-        assert code == 2 and "--json asks no question. Add --yes" in json.loads(said)["detail"]
+        assert "there is no terminal for a question. Add --yes" in output
+        code, output = await qanat_server(site, "user", "revoke", "kim", "--json")
+        assert code == 2 and "--json asks no question. Add --yes" in json.loads(output)["detail"]
         assert await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}) == {"revocations": []}
         await say(await site.through(), b"still there")
-        code, said = await qanat_server(site, "node", "revoke", "edge1", "--yes", "--json")
-        answer = json.loads(said)
+        code, output = await qanat_server(site, "node", "revoke", "edge1", "--yes", "--json")
+        answer = json.loads(output)
         assert (code, answer["again"], answer["ended"]["streams"]) == (0, False, 3)
         await agent.line("ended", reason="revoked")
-        code, said = await qanat_server(site, "node", "revoke", "edge1", "--yes")
-        assert (code, "is revoked already, since" in said) == (0, True)
+        code, output = await qanat_server(site, "node", "revoke", "edge1", "--yes")
+        assert (code, "is revoked already, since" in output) == (0, True)
         assert len((await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}))["revocations"]) == 1
 
 
@@ -116,15 +116,15 @@ async def test_a_revocation_is_taken_back_while_the_server_runs(
         await agent.line("ended", reason="revoked")
         agent.signal(signal.SIGTERM)
         await agent.exit_code()
-        code, said = await qanat_server(site, kind, "unrevoke", subject, "--yes")
-        assert (code, "is no longer revoked" in said) == (0, True), said
+        code, output = await qanat_server(site, kind, "unrevoke", subject, "--yes")
+        assert (code, "is no longer revoked" in output) == (0, True), output
         before = len(server.lines)
         async with site.agent("localhost:1"):
             await server.line("node edge1 attached", after=before)
-        code, said = await qanat_server(site, kind, "unrevoke", subject, "--yes")
-        assert (code, "is not revoked" in said) == (1, True)
-        _, said = await qanat_server(site, "audit", "--json")
-        kinds = [line["kind"] for line in json.loads(said)["audit"]]
+        code, output = await qanat_server(site, kind, "unrevoke", subject, "--yes")
+        assert (code, "is not revoked" in output) == (1, True)
+        _, output = await qanat_server(site, "audit", "--json")
+        kinds = [line["kind"] for line in json.loads(output)["audit"]]
         assert [kind for kind in kinds if kind.endswith("revoked")] == ["revoked", "unrevoked"]
 
 

@@ -29,8 +29,8 @@ def leaf_of(folder: Path, role: Role, name: str) -> Leaf:
 
 
 async def take(site: Site, step: str, *more: str) -> None:
-    code, said = await qanat_server(site, "ca", "rotate", step, *more)
-    assert code == 0, said
+    code, output = await qanat_server(site, "ca", "rotate", step, *more)
+    assert code == 0, output
 
 
 @asynccontextmanager
@@ -116,14 +116,14 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
             await server.line("node edge1 attached")
             await until_roots(node, 2)
         await take(site, "switch", "--force")
-        said = len(server.lines)
+        line_count = len(server.lines)
         async with running(agent_of(site)) as agent:
-            await server.line("node edge1 attached", after=said)
+            await server.line("node edge1 attached", after=line_count)
             fresh = leaf_of(tmp_path, Role.NODE, "edge1")
         write_node(site, fresh)  # what a renewal does
-        said = len(server.lines)
+        line_count = len(server.lines)
         async with running(agent_of(site)) as agent:
-            await server.line("node edge1 attached", after=said)
+            await server.line("node edge1 attached", after=line_count)
             stream = await site.through()
             await say(stream, b"renewed")
             await take(site, "retire")  # no access would end, so no force is needed
@@ -147,8 +147,8 @@ async def test_a_forced_retirement_ends_access_at_once_and_for_good(tmp_path: Pa
             await say(stream, b"hello")
             await idle.send_all(b"GET /api/v1/version HTTP/1.1\r\nhost: x\r\n\r\n")
             assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
-            code, said = await qanat_server(site, "ca", "rotate", "retire")
-            assert code == 3 and "1 certificate in use leads to the old root: node edge1" in said
+            code, output = await qanat_server(site, "ca", "rotate", "retire")
+            assert code == 3 and "1 certificate in use leads to the old root: node edge1" in output
             await take(site, "retire", "--force")
             with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
@@ -158,8 +158,8 @@ async def test_a_forced_retirement_ends_access_at_once_and_for_good(tmp_path: Pa
             assert b"root_retired" in await idle.receive_some()
             with pytest.raises(trio.BrokenResourceError):
                 await site.ask("GET /api/v1/version", everything(site, user))
-            _, said = await qanat_server(site, "audit", "--json")
-            lines = [(line["kind"], line.get("reason")) for line in json.loads(said)["audit"]]
+            _, output = await qanat_server(site, "audit", "--json")
+            lines = [(line["kind"], line.get("reason")) for line in json.loads(output)["audit"]]
             assert ("ended", "root_retired") in lines
             await server.line("refused before authentication", reason="unauthenticated")
 

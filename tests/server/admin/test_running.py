@@ -34,14 +34,14 @@ async def test_commands_reach_a_running_server_and_what_they_did_outlives_it(tmp
             assert (
                 await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes", "--why", "stolen")
             )[0] == 0
-            code, said = await qanat_server(site, "audit", "--json")
-            line = json.loads(said)["audit"][-1]
+            code, output = await qanat_server(site, "audit", "--json")
+            line = json.loads(output)["audit"][-1]
             assert (code, line["kind"], line["node"], line["detail"]) == (0, "revoked", "shop-7", "stolen")
             assert await site.page("/readyz") == (200, "ready\n")
             server.signal(signal.SIGKILL)
             await server.exit_code()
-        code, said = await qanat_server(site, "audit", "--json")  # by itself
-        assert json.loads(said)["audit"][-1]["node"] == "shop-7"
+        code, output = await qanat_server(site, "audit", "--json")  # by itself
+        assert json.loads(output)["audit"][-1]["node"] == "shop-7"
         async with site.server():
             answer = await ask_server(tmp_path / "admin.sock", "GET", "revocations", {})
             assert [one["subject"] for one in answer["revocations"]] == ["shop-7"]
@@ -69,11 +69,11 @@ async def test_a_rotation_beside_a_running_server_is_taken_up_at_once(tmp_path: 
         user = new.authority.issue(Role.USER, "kim")
         async with site.server() as server:
             assert (await site.ask("GET /api/v1/version", user))[0] == 200
-            code, said = await qanat_server(site, "ca", "rotate", "add")
-            assert code == 0, said
+            code, output = await qanat_server(site, "ca", "rotate", "add")
+            assert code == 0, output
             await server.line("certificates and roots were read anew")
-            code, said = await qanat_server(site, "ca", "rotate", "switch", "--force")
-            assert code == 0, said
+            code, output = await qanat_server(site, "ca", "rotate", "switch", "--force")
+            assert code == 0, output
             assert (await site.ask_with(user, (tmp_path / "trust.pem").read_bytes()))[0] == 200
             with pytest.raises(trio.BrokenResourceError):  # it does not know the new root
                 await site.ask("GET /api/v1/version", user)
@@ -136,9 +136,9 @@ async def test_where_the_audit_must_be_whole_nothing_is_done_without_it(tmp_path
         site.write()
         (tmp_path / "audit.jsonl").mkdir()
         async with site.server():
-            code, said = await qanat_server(site, "node", "revoke", "a", "--force", "--yes")
+            code, output = await qanat_server(site, "node", "revoke", "a", "--force", "--yes")
             assert code == 1
-            assert "the audit file cannot be written" in said
+            assert "the audit file cannot be written" in output
             assert await ask_server(tmp_path / "admin.sock", "GET", "revocations", {}) == {"revocations": []}
             assert await site.page("/readyz") == (200, "degraded\n")
             (tmp_path / "audit.jsonl").rmdir()

@@ -114,7 +114,7 @@ async def test_a_gap_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "expected"),
     [
         ("aftr=1", "'aftr' is not a parameter"),
         ("after=-1", "after is not"),
@@ -128,8 +128,8 @@ async def test_a_gap_is_reported() -> None:
         ("&".join(f"p{i}=1" for i in range(20)), "too many parameters"),
     ],
 )
-def test_invalid_queries_are_refused(query: str, said: str) -> None:
-    with pytest.raises(Refused, match=said) as caught:
+def test_invalid_queries_are_refused(query: str, expected: str) -> None:
+    with pytest.raises(Refused, match=expected) as caught:
         parse_query(query)
     assert caught.value.reason is Reason.BAD_REQUEST
 

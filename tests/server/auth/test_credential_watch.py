@@ -187,8 +187,8 @@ async def test_a_block_is_cancelled_with_the_reason(
 
 
 def test_a_revoked_user_gets_the_next_step_and_a_node_only_the_reason() -> None:
-    said = {
+    output = {
         role: str(refusal(SpiffeId("qanat.internal", role, "kim"), "a1")) for role in (Role.USER, Role.NODE)
     }
-    assert said[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
-    assert said[Role.NODE].endswith("was revoked")
+    assert output[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
+    assert output[Role.NODE].endswith("was revoked")

@@ -58,8 +58,8 @@ def test_a_server_is_made_again_on_an_empty_machine(command: Command, tmp_path: 
     (command.folder / "operator.pem").unlink()  # another user's, not the server's
     before = {folder: everything(tmp_path / folder) for folder in ("d", "etc")}
     authority = load_authority(command.folder / "ca")
-    said = command("backup", tmp_path / "b.tar").stdout
-    assert "has the authority's keys" in said
+    output = command("backup", tmp_path / "b.tar").stdout
+    assert "has the authority's keys" in output
     assert stat.S_IMODE((tmp_path / "b.tar").stat().st_mode) == 0o600
 
     shutil.rmtree(tmp_path / "d")
@@ -98,8 +98,8 @@ def test_revocations_newer_than_the_backup_are_reported(command: Command, tmp_pa
     assert everything(tmp_path) == before
     forced = restore(tmp_path, "--force")
     assert forced.exit_code == 0, forced.stderr
-    for said in (refused.stderr, forced.stdout):
-        assert [line.strip() for line in said.splitlines() if " revoke " in line] == lost
+    for output in (refused.stderr, forced.stdout):
+        assert [line.strip() for line in output.splitlines() if " revoke " in line] == lost
     assert "shop-7" not in command("audit", "--kind", "revoked").stdout
     (kept,) = command.folder.glob("before-restore-*")
     assert {"ca", "store.db", "server.pem", "server.toml"} <= {path.name for path in kept.iterdir()}
@@ -111,14 +111,14 @@ def test_a_backup_during_writes_holds_one_consistent_state(command: Command, tmp
     config = load(command.config, ServerConfig)
     with writing(command.folder, 0) as process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(200)]
+        output = [process.stdout.readline() for _ in range(200)]
         take_backup(config, command.config, tmp_path / "b.tar")
         process.kill()
     shutil.rmtree(command.folder)
     command.config.unlink()
     assert restore(tmp_path).exit_code == 0
     numbers = kept_revocations(command.folder)
-    assert {int(line.split()[1]) for line in said} <= numbers
+    assert {int(line.split()[1]) for line in output} <= numbers
     assert len(numbers) >= 200 > AT_ONCE
 
 
@@ -127,17 +127,17 @@ def test_a_backup_replaces_nothing_and_leaves_nothing_behind(command: Command, t
     assert "a backup does not overwrite a file" in command("backup", tmp_path / "b.tar", code=2).stderr
     assert (tmp_path / "b.tar").read_text() == "mine"
     (command.folder / "server.key").unlink()
-    said = command("backup", tmp_path / "c.tar", code=1).stderr
-    assert f"no backup was made: {command.folder / 'server.key'}: No such file" in said
+    output = command("backup", tmp_path / "c.tar", code=1).stderr
+    assert f"no backup was made: {command.folder / 'server.key'}: No such file" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "d", "etc"]
 
 
 def test_not_while_a_server_runs(command: Command, tmp_path: Path) -> None:
     command("backup", tmp_path / "b.tar")
     with hold_store(command.folder):
-        said = restore(tmp_path, "--force")
-    assert said.exit_code == 1
-    assert "stop it first" in said.stderr
+        result = restore(tmp_path, "--force")
+    assert result.exit_code == 1
+    assert "stop it first" in result.stderr
 
 
 def change(archive: Path, alter: Callable[[str, bytes], bytes]) -> None:
@@ -181,9 +181,9 @@ def test_a_damaged_backup_changes_nothing(
     command("backup", tmp_path / "b.tar")
     change(tmp_path / "b.tar", alter)
     before = everything(tmp_path)
-    said = restore(tmp_path, "--force")
-    assert said.exit_code == 2
-    assert sentence in said.stderr
+    result = restore(tmp_path, "--force")
+    assert result.exit_code == 2
+    assert sentence in result.stderr
     assert everything(tmp_path) == before
 
 
@@ -192,15 +192,15 @@ def test_a_backup_that_was_cut_off_changes_nothing(command: Command, tmp_path: P
     command("backup", tmp_path / "b.tar")
     (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:cut])
     before = everything(tmp_path)
-    said = restore(tmp_path, "--force")
-    assert said.exit_code == 2
+    result = restore(tmp_path, "--force")
+    assert result.exit_code == 2
     assert everything(tmp_path) == before
 
 
 def test_a_path_that_is_no_file_is_reported(tmp_path: Path) -> None:
-    said = run("restore", tmp_path / "nothing")
-    assert said.exit_code == 1
-    assert "nothing: No such file or directory" in said.stderr
+    result = run("restore", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert "nothing: No such file or directory" in result.stderr
 
 
 async def test_a_backup_of_a_running_server_makes_another_that_agents_know(tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ async def test_a_backup_of_a_running_server_makes_another_that_agents_know(tmp_p
         site.write()
         async with site.server():
             assert (await qanat_server(site, "node", "revoke", "shop-7", "--force", "--yes"))[0] == 0
-            code, said = await qanat_server(site, "backup", str(tmp_path / "b.tar"))
-            assert code == 0, said
+            code, output = await qanat_server(site, "backup", str(tmp_path / "b.tar"))
+            assert code == 0, output
         shutil.rmtree(site.folder)
         assert restore(tmp_path).exit_code == 0
         async with site.server() as server, site.agent("localhost:1"):

@@ -97,10 +97,10 @@ def command(tmp_path: Path) -> Command:
 
 def test_a_strange_place_is_refused_with_what_allows_it(command: Command, tmp_path: Path) -> None:
     before = everything(tmp_path)
-    said = run("restore", "--force", tmp_path / "b.tar")
-    assert said.exit_code == 2
+    result = run("restore", "--force", tmp_path / "b.tar")
+    assert result.exit_code == 2
     allow = f"--place {tmp_path / 'd'} --place {tmp_path / 'etc' / 'server.toml'}"
-    assert said.stderr.endswith(f"  {allow}\n")
+    assert result.stderr.endswith(f"  {allow}\n")
     assert everything(tmp_path) == before
     done = run("restore", "--force", *allow.split(), tmp_path / "b.tar")
     assert done.exit_code == 0, done.stderr
@@ -113,10 +113,10 @@ def tampered(command: Command, tmp_path: Path, **changes: object) -> None:
     def alter(name: str, content: bytes) -> bytes:
         if name != "manifest.json":
             return content
-        said = json.loads(content)
-        member = next(one for one in said["members"] if one["path"].endswith("server.key"))
+        output = json.loads(content)
+        member = next(one for one in output["members"] if one["path"].endswith("server.key"))
         member.update(changes)
-        return json.dumps(said).encode()
+        return json.dumps(output).encode()
 
     change(tmp_path / "b.tar", alter)
 
@@ -124,17 +124,21 @@ def tampered(command: Command, tmp_path: Path, **changes: object) -> None:
 def test_a_member_that_was_moved_elsewhere_is_not_written(command: Command, tmp_path: Path) -> None:
     target = tmp_path / "home" / ".ssh" / "authorized_keys"
     tampered(command, tmp_path, path=str(target))
-    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
-    assert said.exit_code == 2
-    assert str(target) in said.stderr
+    result = run(
+        "restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar"
+    )
+    assert result.exit_code == 2
+    assert str(target) in result.stderr
     assert not target.parent.parent.exists()
 
 
 @pytest.mark.parametrize("mode", [0o4777, 0o644])
 def test_a_key_is_private_whatever_mode_the_backup_has(command: Command, tmp_path: Path, mode: int) -> None:
     tampered(command, tmp_path, mode=mode)
-    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
-    assert said.exit_code == 0, said.stderr
+    result = run(
+        "restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar"
+    )
+    assert result.exit_code == 0, result.stderr
     assert stat.S_IMODE((tmp_path / "d" / "server.key").stat().st_mode) == 0o600
     modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "d").glob("*.*") if file.is_file()}
     assert modes == {0o600, 0o644}
@@ -153,8 +157,10 @@ def test_the_shown_places_are_the_restored_ones(command: Command, tmp_path: Path
 def test_files_of_one_name_are_all_kept(command: Command, tmp_path: Path) -> None:
     (tmp_path / "d" / "server.toml").write_text("mine")
     config = command.config.read_text()
-    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
-    assert said.exit_code == 0, said.stderr
+    result = run(
+        "restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar"
+    )
+    assert result.exit_code == 0, result.stderr
     (kept,) = (tmp_path / "d").glob("before-restore-*")
     assert {(kept / name).read_text() for name in ("server.toml", "server.toml.2")} == {"mine", config}
 
@@ -165,11 +171,13 @@ def test_a_folder_in_place_of_a_file_outside_leaves_the_data_as_it_is(
     command.config.unlink()
     command.config.mkdir()
     before = {path.name for path in (tmp_path / "d").iterdir()}
-    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
-    assert said.exit_code == 1
+    result = run(
+        "restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar"
+    )
+    assert result.exit_code == 1
     (kept,) = (tmp_path / "d").glob("before-restore-*")
-    assert f"the restore stopped: {command.config}: Is a directory; " in said.stderr
-    assert f"are in {kept};" in said.stderr
+    assert f"the restore stopped: {command.config}: Is a directory; " in result.stderr
+    assert f"are in {kept};" in result.stderr
     assert {path.name for path in (tmp_path / "d").iterdir()} - {kept.name, "store.lock"} == before
 
 
@@ -212,8 +220,8 @@ class Service:
 @root_only
 def test_restored_files_belong_to_the_owner_of_their_folder(site: Path) -> None:
     service = Service(site)
-    said = service.restore()
-    assert said.exit_code == 0, said.stderr
+    result = service.restore()
+    assert result.exit_code == 0, result.stderr
     assert {path.lstat().st_uid for path in (service.data, *service.data.rglob("*"))} == {SERVICE}
     assert service.config.stat().st_uid == 0
     assert (os.geteuid(), os.getegid()) == (0, 0)
@@ -226,10 +234,10 @@ def test_a_file_outside_that_its_owner_may_not_replace_leaves_the_data_as_it_is(
         os.chown(path, SERVICE + 1, SERVICE + 1)
     service.config.parent.chmod(0o555)
     before = {path.name for path in service.data.iterdir()}
-    said = service.restore()
-    assert said.exit_code == 1
-    assert "Permission denied" in said.stderr
-    assert f"are in {service.data}/before-restore-" in said.stderr
+    result = service.restore()
+    assert result.exit_code == 1
+    assert "Permission denied" in result.stderr
+    assert f"are in {service.data}/before-restore-" in result.stderr
     assert before <= {path.name for path in service.data.iterdir()}
 
 
@@ -259,9 +267,9 @@ def test_a_link_that_appears_while_root_works_leads_nowhere(
             folder.symlink_to(service.victim)
 
     monkeypatch.setattr(restoring, "_make_folders", swapped)
-    said = service.restore()
-    assert said.exit_code == 1
-    assert "Permission denied" in said.stderr
+    result = service.restore()
+    assert result.exit_code == 1
+    assert "Permission denied" in result.stderr
     service.assert_unhurt()
 
 
@@ -271,8 +279,8 @@ def test_root_puts_a_backup_into_the_folder_of_a_third_user(site: Path) -> None:
     home = site / "home"
     home.mkdir(mode=0o700)
     os.chown(home, SERVICE + 1, SERVICE + 1)
-    said = run("backup", "--config", service.config, home / "c.tar")
-    assert said.exit_code == 0, said.stderr
+    result = run("backup", "--config", service.config, home / "c.tar")
+    assert result.exit_code == 0, result.stderr
     (home / "c.tar").rename(site / "b.tar")
     assert service.restore().exit_code == 0
 
@@ -286,9 +294,9 @@ def test_a_backup_takes_nothing_that_a_link_of_the_servers_user_leads_to(site: P
     link = service.data / "ca" / "x.pem"
     link.symlink_to(secret)
     os.chown(link, SERVICE, SERVICE, follow_symlinks=False)
-    said = run("backup", "--config", service.config, site / "c.tar")
-    assert said.exit_code == 1
-    assert "Permission denied" in said.stderr
+    result = run("backup", "--config", service.config, site / "c.tar")
+    assert result.exit_code == 1
+    assert "Permission denied" in result.stderr
     assert not (site / "c.tar").exists()
 
 
@@ -301,8 +309,8 @@ def test_commands_do_not_open_what_a_link_of_the_servers_user_leads_to(site: Pat
     database.unlink()
     database.symlink_to(empty)
     os.chown(database, SERVICE, SERVICE, follow_symlinks=False)
-    said = run("token", "create", "--node", "edge1", "--config", service.config)
-    assert said.exit_code != 0
+    result = run("token", "create", "--node", "edge1", "--config", service.config)
+    assert result.exit_code != 0
     assert empty.read_bytes() == b""
 
 
@@ -315,9 +323,9 @@ def test_a_rotation_removes_nothing_where_a_link_of_the_servers_user_leads(site:
         os.chown(path, SERVICE, SERVICE)
     (service.data / "ca").rename(service.data / "away")
     (service.data / "ca").symlink_to(service.victim / "ca")
-    said = run("ca", "rotate", "add", "--yes", "--config", service.config)
-    assert said.exit_code != 0
-    assert "Permission denied" in said.stderr
+    result = run("ca", "rotate", "add", "--yes", "--config", service.config)
+    assert result.exit_code != 0
+    assert "Permission denied" in result.stderr
     assert (service.victim / "ca" / "7").exists()
 
 
@@ -401,6 +409,8 @@ def test_the_archive_of_a_backup_has_no_names_but_numbers(command: Command, tmp_
 
 def test_a_manifest_that_asks_for_a_strange_data_folder(command: Command, tmp_path: Path) -> None:
     change(tmp_path / "b.tar", in_manifest(data_dir="/etc"))
-    said = run("restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar")
-    assert said.exit_code == 2
-    assert "--place /etc\n" in said.stderr
+    result = run(
+        "restore", "--force", "--place", tmp_path / "d", "--place", command.config, tmp_path / "b.tar"
+    )
+    assert result.exit_code == 2
+    assert "--place /etc\n" in result.stderr

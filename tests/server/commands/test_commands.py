@@ -56,11 +56,11 @@ def command(tmp_path: Path) -> Command:
 
 def test_a_token_can_go_to_a_file_and_is_shown_nowhere(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    said = command("token", "create", "--node", "shop-7", "--out", file).stdout
+    output = command("token", "create", "--node", "shop-7", "--out", file).stdout
     text = file.read_text().strip()
-    assert parse_token(text).id in said
-    assert text not in said
-    assert said.endswith(f"qanat-agent join tunnel.example.com:7002 --token-file {file}\n")
+    assert parse_token(text).id in output
+    assert text not in output
+    assert output.endswith(f"qanat-agent join tunnel.example.com:7002 --token-file {file}\n")
     assert file.stat().st_mode & 0o777 == 0o600
     again = command.json("token", "create", "--node", "shop-7", "--out", file)
     assert (again["file"], "token" in again) == (str(file), False)
@@ -122,8 +122,8 @@ def test_certificates_issued_by_hand_are_known_revoked_and_audited(command: Comm
     serial = describe(read_bundle(tmp_path / "e.pem").chain_pem).serial
     shown = command("cert", "list", "--node", "edge1").stdout.splitlines()[1].split()
     assert (shown[0], shown[1], shown[2], shown[-1]) == (serial, "node", "good", "edge1")
-    said = command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
-    assert "Revoked node edge1." in said and "qanat-server node unrevoke edge1" in said
+    output = command("node", "revoke", "edge1", "--yes", "--why", "stolen").stdout
+    assert "Revoked node edge1." in output and "qanat-server node unrevoke edge1" in output
     assert state_of_newest(command) == "revoked"
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
     assert state_of_newest(command) == "good"
@@ -143,8 +143,8 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
     for kind, subject in (("node", "edge1"), ("cert", serial)):
         command(kind, "revoke", subject, "--yes")
         assert state_of_newest(command) == "revoked"
-        said = command(kind, "unrevoke", subject, code=2).stderr
-        assert "was revoked at " in said and "Add --yes" in said
+        output = command(kind, "unrevoke", subject, code=2).stderr
+        assert "was revoked at " in output and "Add --yes" in output
         taken = command.json(kind, "unrevoke", subject, "--yes")
         assert taken["still"] is None
         assert state_of_newest(command) == "good"
@@ -153,8 +153,10 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
     command("issue", "node", "edge1", "--out", tmp_path / "f.pem")
     new = describe(read_bundle(tmp_path / "f.pem").chain_pem).serial
     for kind, subject in (("node", "edge1"), ("cert", serial)):
-        said = command(kind, "unrevoke", subject, "--yes", code=3).stderr
-        assert f"certificate {new} was issued to node edge1 at " in said and "the revocation stays" in said
+        output = command(kind, "unrevoke", subject, "--yes", code=3).stderr
+        assert (
+            f"certificate {new} was issued to node edge1 at " in output and "the revocation stays" in output
+        )
     told = command.json("audit", "--node", "edge1")["audit"]
     assert [line["kind"] for line in told] == [  # type: ignore[attr-defined]
         *("issued", "revoked", "unrevoked", "revoked", "unrevoked", "revoked", "revoked", "issued"),
@@ -163,8 +165,8 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
 
 def test_tokens_of_before_hold_again_with_the_node(command: Command) -> None:
     made = command.json("token", "create", "--node", "shop-7")["id"]
-    said = command("node", "revoke", "shop-7", "--yes").stdout
-    assert f"1 open token: {made}" in said
+    output = command("node", "revoke", "shop-7", "--yes").stdout
+    assert f"1 open token: {made}" in output
     assert "nothing that this server knows" in command("node", "revoke", "shop-7", "--yes").stdout
     command("node", "unrevoke", "shop-7", "--yes")
     assert f"1 open token: {made}" in command("node", "revoke", "shop-7", code=2).stderr
@@ -190,12 +192,12 @@ def test_a_revocation_asks_at_a_terminal(command: Command, tmp_path: Path) -> No
             stderr=subprocess.STDOUT,
         )
         os.write(main, answer)
-        said = process.communicate(timeout=30)[0].decode()
+        output = process.communicate(timeout=30)[0].decode()
         os.close(main), os.close(terminal)
-        assert (process.returncode, "1 certificate: " in said, "Revoke operator? [y/N]" in said) == (
+        assert (process.returncode, "1 certificate: " in output, "Revoke operator? [y/N]" in output) == (
             *(code, True, True),
         )
-        assert ("nothing was changed" in said) == (code == 1)
+        assert ("nothing was changed" in output) == (code == 1)
 
 
 def test_a_question_without_an_answer(command: Command) -> None:
@@ -209,15 +211,15 @@ def test_a_question_without_an_answer(command: Command) -> None:
     os.write(main, b"\x04")
     complaint = process.communicate(timeout=30)[1].decode()
     os.close(main), os.close(terminal)
-    said = r"qanat-server\S*: the input ended before the answer"
-    assert (process.returncode, bool(re.search(said, complaint))) == (1, True), complaint
+    output = r"qanat-server\S*: the input ended before the answer"
+    assert (process.returncode, bool(re.search(output, complaint))) == (1, True), complaint
 
 
 def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) -> None:
     made = str(command.json("token", "create", "--match", "shop-*", "--uses", "3")["id"])
     assert f"did you mean {made}?" in command("token", "revoke", made[:-2] + "zz", code=1).stderr
-    said = command("token", "revoke", made).stdout
-    assert "is for nodes that match shop-*, open, used 0 of 3 times" in said
+    output = command("token", "revoke", made).stdout
+    assert "is for nodes that match shop-*, open, used 0 of 3 times" in output
     assert "is revoked already" in command("token", "revoke", made).stdout
     assert len(command.json("audit", "--kind", "token_revoked")["audit"]) == 1  # type: ignore[arg-type]
     assert "The step add: creates a new root" in command("ca", "rotate", "add").stdout
@@ -227,8 +229,8 @@ def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) 
 def test_a_node_is_forgotten_and_nothing_else(command: Command, tmp_path: Path) -> None:
     command("issue", "node", "edge1", "--out", tmp_path / "e.pem")
     assert "did you mean edge1?" in command("node", "forget", "edge2", code=1).stderr
-    said = command("node", "forget", "edge1").stdout
-    assert "Forgot node edge1. It has 1 valid certificate and may attach again" in said
+    output = command("node", "forget", "edge1").stdout
+    assert "Forgot node edge1. It has 1 valid certificate and may attach again" in output
     command("node", "forget", "edge1", "--yes", code=1)
     command("issue", "node", "edge3", "--out", tmp_path / "g.pem")
     assert "Forgot node edge3." in command("node", "forget", "edge3", "--yes").stdout
@@ -298,9 +300,9 @@ def test_another_holder_without_a_socket_is_reported(
 ) -> None:
     monkeypatch.setattr("tunnel_server.commands.access.PATIENCE_SECONDS", 0.0)
     with hold_store(command.folder):
-        said = command("token", "list", code=5).stderr
-    assert "in use by process" in said
-    assert "admin.sock cannot be opened: No such file or directory" in said
+        output = command("token", "list", code=5).stderr
+    assert "in use by process" in output
+    assert "admin.sock cannot be opened: No such file or directory" in output
 
 
 # The authority.
@@ -316,24 +318,24 @@ def test_a_whole_rotation(command: Command, tmp_path: Path) -> None:
 
     assert "The authority is added" in command("ca", "rotate", "add").stdout
     assert len(split_pem(trust.read_bytes())) == 3
-    said = command("ca", "rotate", "switch", code=3).stderr
-    assert "1 certificate is older than the new root" in said
-    assert "user operator" in said
+    output = command("ca", "rotate", "switch", code=3).stderr
+    assert "1 certificate is older than the new root" in output
+    assert "user operator" in output
     command("issue", "user", "operator", "--out", tmp_path / "operator.pem")
     assert "user operator" in command("ca", "rotate", "switch", code=3).stderr  # the first is still good
     serial = describe(read_bundle(command.folder / "operator.pem").chain_pem).serial
     command("cert", "revoke", serial, "--yes")
     key = (command.folder / "server.key").read_bytes()
-    said = command("ca", "rotate", "switch").stdout
-    assert "The authority is switched" in said
-    assert f"open tokens that name another root of the server, create new ones: {pin}" in said
+    output = command("ca", "rotate", "switch").stdout
+    assert "The authority is switched" in output
+    assert f"open tokens that name another root of the server, create new ones: {pin}" in output
     new_root = split_pem(load_authority(folder).roots_pem)[0]
     assert is_signed_by(split_pem((command.folder / "server.pem").read_bytes()), new_root)
     assert (command.folder / "server.key").read_bytes() == key
-    assert parse_token(str(command.json("token", "create", "--node", "b")["token"])).pin.hex() in said
+    assert parse_token(str(command.json("token", "create", "--node", "b")["token"])).pin.hex() in output
 
-    said = command("ca", "rotate", "retire", code=3).stderr
-    assert "1 certificate in use leads to the old root: user operator" in said
+    output = command("ca", "rotate", "retire", code=3).stderr
+    assert "1 certificate in use leads to the old root: user operator" in output
     command("issue", "user", "operator", "--out", tmp_path / "o2.pem")
     command("cert", "revoke", describe(read_bundle(tmp_path / "operator.pem").chain_pem).serial, "--yes")
     assert "The authority is steady" in command("ca", "rotate", "retire").stdout
@@ -390,8 +392,8 @@ def test_an_installation_from_before_the_store_asks_before_it_cuts_off_what_it_d
 def test_a_step_that_fails_half_way_is_taken_again(command: Command) -> None:
     trust = command.folder / "trust.pem"
     trust.rename(command.folder / "away")
-    said = command("ca", "rotate", "add", code=1).stderr
-    assert "the step add was not taken" in said
+    output = command("ca", "rotate", "add", code=1).stderr
+    assert "the step add was not taken" in output
     assert command.json("ca", "show")["state"] == "steady"
     assert f"add was not taken: {trust}: No such file" in " ".join(command("audit").stdout.split())
     shutil.copy(command.folder / "away", trust)

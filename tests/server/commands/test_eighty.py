@@ -74,15 +74,15 @@ def test_times_have_their_zone(command: Command, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("detail", "said"),
+    ("detail", "expected"),
     [
         ("token ab12 was used 1 times", "token_used_up, token ab12 was used 1 times"),
         ("another key", "token_used_up, token ab12, another key"),
     ],
 )
-def test_a_refusal_names_its_token_once(detail: str, said: str) -> None:
+def test_a_refusal_names_its_token_once(detail: str, expected: str) -> None:
     line = {"at": "2026-01-01T00:00:00Z", "kind": "refused", "node": "edge1", "token": "ab12"}
-    assert row_of(line | {"reason": "token_used_up", "detail": detail})[-1] == said
+    assert row_of(line | {"reason": "token_used_up", "detail": detail})[-1] == expected
 
 
 @pytest.mark.parametrize("since", ["2h", "2020-01-31", "2020-01-31T18:30", "2020-01-31T18:30Z"])

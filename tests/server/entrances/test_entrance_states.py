@@ -81,8 +81,8 @@ class Site:
             self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.standing
         )
 
-    async def attach(self, **said: object) -> Agent:
-        agent = self.door.dial(NODE, **said)
+    async def attach(self, **changes: object) -> Agent:
+        agent = self.door.dial(NODE, **changes)
         agent.on_open = self.arrived.append
         await agent.attach(self.door.limits)
         await self.settle()

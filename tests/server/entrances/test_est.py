@@ -118,13 +118,13 @@ async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
         answer = await curl_post(issuing, "simplereenroll", two, *shown)
         second = await openssl_certificates(tmp_path, "two", answer.body)
         await verify_with_openssl(issuing, tmp_path, second)
-        said = facts_of(second.read_bytes())
-        assert (said.identity, said.serial != facts_of(first.read_bytes()).serial) == (
+        output = facts_of(second.read_bytes())
+        assert (output.identity, output.serial != facts_of(first.read_bytes()).serial) == (
             identity("edge1"),
             True,
         )
         assert [line[0] for line in await issuing.audit()] == ["enrolled", "renewed"]
-        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == said.serial
+        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == output.serial
 
 
 async def curl_post(issuing: Issuing, operation: str, body: bytes, *options: str) -> Answer:
@@ -214,9 +214,9 @@ async def test_a_users_renewal_has_the_validity_of_users(tmp_path: Path) -> None
     async with open_issuing(tmp_path) as issuing:
         answer = await renew(issuing, pki.user_leaf("kim"), request_of("kim", Role.USER))
         (leaf,) = read_certs_only(answer.body)
-        said = describe(leaf)
-        assert said.uris == (str(identity("kim", Role.USER)),)
-        assert 3600 + 1700 < (said.ends - said.begins).total_seconds() <= 3600 + 1800
+        description = describe(leaf)
+        assert description.uris == (str(identity("kim", Role.USER)),)
+        assert 3600 + 1700 < (description.ends - description.begins).total_seconds() <= 3600 + 1800
         assert await issuing.audit() == [("renewed", "", "kim")]
 
 

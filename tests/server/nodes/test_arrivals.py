@@ -214,27 +214,29 @@ class AgentsDoor:
         )
         self.site.on_carrier = self.attachments.take
 
-    async def attempt(self, leaf: Leaf, **said: Any) -> Attachment:
+    async def attempt(self, leaf: Leaf, **changes: Any) -> Attachment:
         """Raises ``CarrierFailed`` or ``Refused``."""
         carrier = await self.site.dial(leaf, roots_pem=pki.authority().roots_pem)
-        attempt = Attachment(carrier, AgentHandshake(memory_link.hello(self.limits)._replace(**said)))
+        attempt = Attachment(carrier, AgentHandshake(memory_link.hello(self.limits)._replace(**changes)))
         await attempt.settle(5)
         return attempt
 
     async def attach(self, leaf: Leaf) -> Attachment:
         attempt = await self.attempt(leaf)
-        said, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
-        assert said is not None
-        link = Session(said, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool)
+        received_hello, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
+        assert received_hello is not None
+        link = Session(
+            received_hello, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool
+        )
         attempt.use(link)
         self.nursery.start_soon(link.run)
         while not self.nodes.attached():
             await trio.lowlevel.checkpoint()
         return attempt
 
-    async def refusal(self, leaf: Leaf, **said: Any) -> Refused:
+    async def refusal(self, leaf: Leaf, **changes: Any) -> Refused:
         with pytest.raises(Refused) as caught:
-            await self.attempt(leaf, **said)
+            await self.attempt(leaf, **changes)
         while not self.audited:
             await trio.lowlevel.checkpoint()
         return caught.value

@@ -172,9 +172,13 @@ async def test_bytes_before_use_are_bounded_in_total(autojump_clock: trio.testin
 def test_the_longest_hello_that_a_configuration_allows_fits() -> None:
     target = "a." * 125 + "abc:65535"
     services = tuple(Service(f"s{number:062d}", "https", target) for number in range(LIMITS.max_services))
-    said = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
+    sent_hello = memory_link.hello(LIMITS)._replace(services=services, session=bytes(16), secret=bytes(32))
     assert len(target.rpartition(":")[0]) == 253
-    assert LIMITS.max_attach_bytes * 0.8 < len(encode_packet(0, 0, [said])) < LIMITS.max_attach_bytes - 1024
+    assert (
+        LIMITS.max_attach_bytes * 0.8
+        < len(encode_packet(0, 0, [sent_hello]))
+        < LIMITS.max_attach_bytes - 1024
+    )
 
 
 async def test_a_node_has_some_attaches_at_once_and_then_one_now_and_then(

@@ -39,9 +39,9 @@ async def lose_the_carrier(door: Door) -> None:
     del agent.link
 
 
-async def come_in_vain(door: Door, **said: Any) -> None:
+async def come_in_vain(door: Door, **changes: Any) -> None:
     with contextlib.suppress(Refused):
-        await door.dial("edge1", **said).welcomed()
+        await door.dial("edge1", **changes).welcomed()
 
 
 async def be_no_node(door: Door) -> None:

@@ -27,11 +27,11 @@ def renewed() -> Leaf:
     return pki.authority().issue(Role.NODE, "edge1")
 
 
-def going_on(door: Door, agent: Agent, leaf: Leaf, **said: object) -> Agent:
+def going_on(door: Door, agent: Agent, leaf: Leaf, **changes: object) -> Agent:
     """Return a new carrier that resumes the agent's session."""
-    welcome, attempt = agent.attempt.welcome, said.pop("attempt", 2)
+    welcome, attempt = agent.attempt.welcome, changes.pop("attempt", 2)
     known = {"session": welcome.session, "secret": welcome.secret, "attempt": attempt}
-    return door.dial("edge1", leaf_pem=leaf.credential.certificate_pem, **{**known, **said})
+    return door.dial("edge1", leaf_pem=leaf.credential.certificate_pem, **{**known, **changes})
 
 
 @pytest.mark.parametrize("kind", [RevocationKind.NODE, RevocationKind.SERIAL])

@@ -60,10 +60,10 @@ async def test_killed_at_any_point_it_has_what_it_acknowledged(tmp_path: Path) -
             assert store.revoked.covers(SpiffeId("d", Role.NODE, "any"), f"{number:x}")
 
 
-def check_full(said: str, folder: Path, *words: str) -> None:
-    lines = said.splitlines()
+def check_full(output: str, folder: Path, *words: str) -> None:
+    lines = output.splitlines()
     refused = [line for line in lines if line.startswith("no ")]
-    assert len(refused) == 4, said[-2000:]
+    assert len(refused) == 4, output[-2000:]
     assert set(refused) <= {f"no {word}" for word in words}
     accepted = {int(line.split()[1]) for line in lines if line.startswith("ok ")}
     assert len(accepted) > 10

@@ -24,8 +24,8 @@ BACK_DATED_SECONDS = 3600.0
 
 
 def life(leaf: bytes) -> float:
-    said = describe(leaf)
-    return (said.ends - said.begins).total_seconds() - BACK_DATED_SECONDS
+    description = describe(leaf)
+    return (description.ends - description.begins).total_seconds() - BACK_DATED_SECONDS
 
 
 async def issued(issuing: Issuing, *, renewable: bool = False) -> Leaf:
