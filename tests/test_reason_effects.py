@@ -192,7 +192,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
         raise Refused(reason)
 
     async with lost_session() as link:
-        resumer = SessionFailover(
+        failover = SessionFailover(
             link,
             refuse,
             response_timeout_seconds=10,
@@ -201,7 +201,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
             on_carried=trio.lowlevel.checkpoint,
         )
         with trio.move_on_after(30):
-            await resumer.run()
+            await failover.run()
         if EFFECTS[reason.word].retry == "same_session":
             assert tries > 5
             assert link.ended is None
@@ -259,8 +259,8 @@ async def lost_session() -> AsyncIterator[memory_link.Session]:
         yield pair.agent
 
 
-async def attach_at(door: Door, standing: CredentialWatch) -> AttachRejected:
-    door.make_attachments(standing)
+async def attach_at(door: Door, watch: CredentialWatch) -> AttachRejected:
+    door.make_attachments(watch)
     leaf = pki.node_leaf("edge1").credential.certificate_pem
     near, far = memory_carriers(door.nursery, leaf_pem=leaf)
     door.attachments.take(near)

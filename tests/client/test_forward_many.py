@@ -88,10 +88,10 @@ async def test_colleagues_behind_one_address_wait_for_their_turn(tmp_path: Path)
     with trio.fail_after(DEADLINE_SECONDS):
         async with behind_an_agent(tmp_path) as made:
             dialer = find_access(made.bundle, {}).need_connect()
-            wish = TunnelRequest.parse("edge1", made.target)
+            request = TunnelRequest.parse("edge1", made.target)
 
             async def one(word: bytes) -> None:
-                async with open_tunnel(dialer, wish) as tunnel:
+                async with open_tunnel(dialer, request) as tunnel:
                     await tunnel.stream.send_all(word)
                     assert await tunnel.stream.receive_some() == word
 

@@ -32,8 +32,8 @@ async def forwarded(
         listener = await listen("127.0.0.1", 0)
         port = listener.socket.getsockname()[1]
         report = (reports if reports is not None else []).append
-        wish = TunnelRequest.parse("edge1", target)
-        nursery.start_soon(forward, listener, dialer, wish, report, max_connections)
+        request = TunnelRequest.parse("edge1", target)
+        nursery.start_soon(forward, listener, dialer, request, report, max_connections)
         yield server, port
         nursery.cancel_scope.cancel()
 

@@ -33,8 +33,8 @@ def dialer_to(server: FakeServer, tmp_path: Path) -> Dialer:
     ],
 )
 def test_every_form_of_target_is_asked_for(target: str, canonical: str, authority: str) -> None:
-    wish = TunnelRequest.parse("edge1", target)
-    assert (str(wish.target), wish.authority) == (canonical, authority)
+    request = TunnelRequest.parse("edge1", target)
+    assert (str(request.target), request.authority) == (canonical, authority)
 
 
 @pytest.mark.parametrize(

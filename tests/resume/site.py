@@ -43,7 +43,7 @@ class Agent:
 
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
         self.link: Session | None = None
-        self.resumer: SessionFailover | None = None
+        self.failover: SessionFailover | None = None
         self.offered: Attachment | None = None
         self.ends: list[Reason] = []
         self.attempts = 0
@@ -67,7 +67,7 @@ class Agent:
             self.link = None
             return
         self.link = link
-        self.resumer = SessionFailover(
+        self.failover = SessionFailover(
             link,
             self.attach,
             response_timeout_seconds=10,
@@ -77,9 +77,9 @@ class Agent:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
-            nursery.start_soon(self.resumer.run)
+            nursery.start_soon(self.failover.run)
             self.ends.append((await link.wait_ended())[0])
-        self.offered = self.resumer.offered
+        self.offered = self.failover.offered
 
     def _make_link(self, attempt: Attachment) -> Session:
         site = self._site

@@ -122,8 +122,8 @@ class World:
             self.orphans += [half.sender for half in self.halves if half.seed % 2]
             self.halves.clear()  # what a dead program holds concerns nobody
             site.kill_server()
-        elif what == "route" and site.agent.resumer is not None:
-            site.agent.resumer.route_changed()
+        elif what == "route" and site.agent.failover is not None:
+            site.agent.failover.route_changed()
         elif what == "strand" and site.agent.link is not None:
             if site.agent.link.attachment is not None:
                 site.agent.link.carrier_lost("its address is gone")
@@ -168,11 +168,11 @@ class World:
                 half.end()
             await self.site.pass_time(0.5, step=0.5)
             self._pair_up()
-            if all(half.saw_end or half.broken for half in self.halves) and self._is_quiet():
+            if all(half.saw_end or half.broken for half in self.halves) and self._is_idle():
                 return
         raise AssertionError("stuck", [vars(half) for half in self.halves])
 
-    def _is_quiet(self) -> bool:
+    def _is_idle(self) -> bool:
         nodes = self.site.nodes.attached()
         return bool(nodes) and nodes[0][1].state is SessionState.ATTACHED
 

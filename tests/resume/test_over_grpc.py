@@ -87,7 +87,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 
     async with open_site() as site, trio.open_nursery() as nursery:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
-        standing = credential_watch()
+        watch = credential_watch()
         refusals = Refusals(list[AuditLine]().append, trio.current_time)
         pool = CreditPool(limits.credit_pool)
         door = SessionAcceptor(
@@ -96,7 +96,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             pool,
             nursery,
             Counters(),
-            credential_watch=standing,
+            credential_watch=watch,
             refusals=refusals,
             trust_bundle=bytes,
         )

@@ -177,11 +177,11 @@ async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: M
     async with open_site() as site:
         near, far = await site.streams()
         old = site.link.attachment
-        assert site.agent.link is not None and site.agent.resumer is not None
+        assert site.agent.link is not None and site.agent.failover is not None
         assert site.agent.link.attachment is not None
         site.agent.link.attachment.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
         start = trio.current_time()
-        site.agent.resumer.route_changed()
+        site.agent.failover.route_changed()
         assert site.agent.link.state is SessionState.GRACE
         near.send_nowait(b"over the other way")
         await site.flush()
@@ -361,14 +361,14 @@ async def test_a_changed_route_tries_at_once_and_not_too_often(autojump_clock: M
     async with open_site() as site:
         await site.flush()
         way, before = site.link.attachment, site.agent.attempts
-        assert site.agent.resumer is not None
+        assert site.agent.failover is not None
         for _ in range(5):
-            site.agent.resumer.route_changed()
+            site.agent.failover.route_changed()
             await site.settle()
         assert site.agent.attempts == before + 1
         await site.pass_time(6)
         assert site.link.attachment is way, "its ping was answered, so it stays"
-        site.agent.resumer.route_changed()
+        site.agent.failover.route_changed()
         await site.settle()
         assert site.agent.attempts == before + 2
 

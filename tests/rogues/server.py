@@ -37,7 +37,7 @@ from tunnel_core.wire.frames import (
     Welcome,
 )
 
-_Kind = TypeVar("_Kind")
+_FrameType = TypeVar("_FrameType")
 _SECONDS = 10.0
 
 
@@ -128,7 +128,7 @@ class RogueSession:
         await self.wait(lambda: False, seconds)
         return self.lost
 
-    async def wait_frame(self, kind: type[_Kind], seconds: float = _SECONDS) -> _Kind:
+    async def wait_frame(self, kind: type[_FrameType], seconds: float = _SECONDS) -> _FrameType:
         """Wait for the first frame of this kind. ``LookupError`` if the carrier is lost first."""
         await self.wait(lambda: any(isinstance(frame, kind) for frame in self.received), seconds)
         for frame in self.received:

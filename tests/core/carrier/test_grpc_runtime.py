@@ -139,7 +139,7 @@ class TestConnections:
                     own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
                     own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
                 )
-                for own in wire.own_sockets(site.port)
+                for own in wire.connected_sockets(site.port)
             ]
             assert all(20_000 <= timeout < 30_000 and no_delay for timeout, no_delay in sockets)
             assert len(sockets) == len({timeout for timeout, _ in sockets}) == 2

@@ -36,7 +36,7 @@ _CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """The part of a controller that an end uses: ``CongestionController`` or ``Unbounded``."""
+    """The part of a controller that an end uses: ``CongestionController`` or ``NoLimit``."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
@@ -53,7 +53,7 @@ class Bounding(Protocol):
     def priority_room(self, now: float) -> int: ...
 
 
-class Unbounded:
+class NoLimit:
     """No limit but the session's memory, for comparison with the congestion controller."""
 
     packet_bytes = 1 * MIB
@@ -168,7 +168,7 @@ class Tcp:
         self._clock, self._there, self._back = clock, there, back
         self._deliver = deliver
         self._buffer = buffer
-        self._written = self._next = self._confirmed = 0
+        self._written = self._next = self._acked = 0
         self._messages: deque[tuple[int, Any]] = deque()
         # The sender's view.
         self._serial = itertools.count(1)
@@ -195,7 +195,7 @@ class Tcp:
 
     @property
     def writable(self) -> bool:
-        return self._written - self._confirmed < self._buffer
+        return self._written - self._acked < self._buffer
 
     def write(self, message: Any, size: int) -> None:
         self._written += size
@@ -261,7 +261,7 @@ class Tcp:
     def _acknowledged(self, segments: list[_Segment], in_order: int) -> None:
         now = self._clock.now
         self._heard, self._backoff = now, 1
-        self._confirmed = max(self._confirmed, in_order)
+        self._acked = max(self._acked, in_order)
         fresh = [segment for segment in segments if not segment.acked]
         for segment in fresh:
             segment.acked = True
@@ -549,14 +549,14 @@ class End:
             if self._ack_scheduler.due > now:
                 return None
             self.bare += 1
-            return self._confirmed(Sent(0, self._received, 0, False, [], 0, 0))
+            return self._stamped(Sent(0, self._received, 0, False, [], 0, 0))
         self._number += 1
         self.bulk_left -= bulk
         self._bulk_sent += bulk
         at_once = self.flight.sent(self._number, bulk + 64 * len(messages) + _PACKET_OVERHEAD, now)
-        return self._confirmed(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
+        return self._stamped(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
 
-    def _confirmed(self, packet: Sent) -> Sent:
+    def _stamped(self, packet: Sent) -> Sent:
         return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
@@ -583,7 +583,7 @@ class Link:
         self.agent.attach(self._tcps[1])
 
     def _end(self, bounded: bool, offset: float) -> End:
-        flight = CongestionController(self.limits, offset) if bounded else Unbounded(self.limits)
+        flight = CongestionController(self.limits, offset) if bounded else NoLimit(self.limits)
         return End(self.clock, flight, self.limits, clock_offset=offset)
 
     def _connect(self) -> tuple[Tcp, Tcp]:
@@ -634,7 +634,7 @@ class Loopback:
         self.server, self.agent = (
             End(
                 self.clock,
-                CongestionController(limits, 0.0) if bounded else Unbounded(limits),
+                CongestionController(limits, 0.0) if bounded else NoLimit(limits),
                 limits,
                 costs=costs,
                 window=window,

@@ -26,7 +26,7 @@ class Step(NamedTuple):
 steps = st.lists(
     st.builds(
         Step,
-        st.sampled_from(["send", "send", "quick", "confirm", "idle", "reset"]),
+        st.sampled_from(["send", "send", "quick", "ack", "idle", "reset"]),
         st.integers(0, STAMP_MODULUS - 1),
         st.floats(0, 30) | st.floats(0, 0.01),
     ),
@@ -60,7 +60,7 @@ def test_no_ack_and_no_stamp_of_the_peer_stops_sending(story: list[Step]) -> Non
             if room:
                 number += 1
                 flight.sent(number, min(room, flight.packet_bytes), now)
-        elif step.kind == "confirm":
+        elif step.kind == "ack":
             flight.acked(step.argument % (number + 1), step.argument, now)
         elif step.kind == "idle":
             flight.note_app_limited()
@@ -80,7 +80,7 @@ def exchange(
 ) -> float:
     """Exchange packets of 10,000 bytes each 10 ms, 20 ms there, 30 ms back; returns the last ack's time."""
     events = [(start + 0.01 * i, "sent", first + i) for i in range(count)]
-    events += [(start + 0.01 * i + 0.05, "confirmed", first + i) for i in range(count)]
+    events += [(start + 0.01 * i + 0.05, "acked", first + i) for i in range(count)]
     for when, kind, number in sorted(events):
         if kind == "sent":
             flight.sent(number, 10_000, when)

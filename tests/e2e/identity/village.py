@@ -51,11 +51,11 @@ async def main(server: str, target: str, folder: str, *names: str) -> None:
 
 async def _join(server: str, target: str, home: Path, token: str) -> None:
     file, bundle = home / "agent.toml", home / "node.pem"
-    wish = JoinRequest(server, home.name, allow=(target,))
-    config = parse(tomllib.loads(config_text(wish, str(bundle))), AgentConfig, Source(file, home))
+    request = JoinRequest(server, home.name, allow=(target,))
+    config = parse(tomllib.loads(config_text(request, str(bundle))), AgentConfig, Source(file, home))
     output: list[object] = []
     joining = Joining(
-        wish, Files(file, bundle), config, ProxyChoice(), output.append, lambda: token,
+        request, Files(file, bundle), config, ProxyChoice(), output.append, lambda: token,
         lambda: datetime.now(UTC), host=home.name, again=False,
     )  # fmt: skip
     joined = await joining.run()

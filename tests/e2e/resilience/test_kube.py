@@ -29,8 +29,8 @@ FILE_BYTES = 64 * MIB
 HARM_AT_BYTES = 8 * MIB
 # Each transfer then takes some seconds: time for something to happen in its middle.
 RATE = "160mbit"
-# Kubernetes itself cuts the end of the output of a command, if kubectl pings while it is still under way and the
-# command has ended (docs/errors.md, target_reset): this tar ends when all is out.
+# Kubernetes itself cuts the end of a command's output, if kubectl pings while the output is under way and the
+# command has ended (docs/errors.md, target_reset). This tar ends when its output has arrived.
 FLUSH_SECONDS = 5
 TAR = f'#!/bin/sh\nbusybox tar "$@"; status=$?; sleep {FLUSH_SECONDS}; exit $status\n'
 SHELL = 'while read -r line; do echo "got $line"; done; exit 7'

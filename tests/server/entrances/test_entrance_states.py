@@ -78,7 +78,7 @@ class Site:
     @property
     def opener(self) -> Opener:
         return Opener(
-            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.standing
+            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.watch
         )
 
     async def attach(self, **changes: object) -> Agent:
@@ -116,7 +116,7 @@ class Site:
             "https",
             [ConnectEntrance(self.opener).section()],
             identify=identify,
-            credential_watch=self.door.standing,
+            credential_watch=self.door.watch,
             records=self.records,
             limits=HeadLimits(),
             users=None,
@@ -163,7 +163,7 @@ def never_waiting() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """What the user saw of a refusal or an end. ``reason`` is None for a bare reset."""
 
     status: int = 0
@@ -185,23 +185,23 @@ class Asked:
         assert isinstance(transport, SocketStream)
         return transport
 
-    async def told(self) -> Told:
+    async def outcome(self) -> Outcome:
         """Wait until the server has ended the connection."""
         if self.was_reset:
-            return Told()
+            return Outcome()
         try:
             with never_waiting():
                 data = await receive_all(self.stream)
         except trio.BrokenResourceError:
-            return Told()
+            return Outcome()
         if not data and self.socket.socket.family == socket.AF_UNIX:
-            return Told()  # a unix socket has no reset: only its end can be seen
+            return Outcome()  # a unix socket has no reset: only its end can be seen
         head, _, body = data.partition(b"\r\n\r\n")
         found = re.match(rb"HTTP/1.1 (\d+) ([^\r]*)", head)
         assert found is not None, data
         [word] = re.findall(rb"qanat-reason: (\w+)", head)
         assert body.startswith(word + b": ")
-        return Told(int(found[1]), Reason[word.decode().upper()], found[2].decode())
+        return Outcome(int(found[1]), Reason[word.decode().upper()], found[2].decode())
 
     async def answered(self) -> None:
         """Until the target's answer has begun."""
@@ -460,13 +460,13 @@ async def answer(site: Site, entrance: Entrance) -> None:
     await site.settle()
 
 
-def check_told(entrance: Entrance, told: Told, reason: Reason, detail: str) -> None:
+def check_outcome(entrance: Entrance, outcome: Outcome, reason: Reason, detail: str) -> None:
     """Check that the answer agrees with the log."""
     if not entrance.tells:
-        assert told == Told()
+        assert outcome == Outcome()
         return
-    assert (told.status, told.reason) == (reason.status, reason)
-    assert told.sentence == (detail or reason.meaning)[:200]
+    assert (outcome.status, outcome.reason) == (reason.status, reason)
+    assert outcome.sentence == (detail or reason.meaning)[:200]
 
 
 @pytest.mark.parametrize(("before", "then", "reason"), BEFORE, ids=named)
@@ -490,12 +490,12 @@ async def test_a_user_asks_in_a_state(
             await asked.answered()
             assert counted(site) == [] and written(caplog) == []
         else:
-            told = await asked.told()
+            outcome = await asked.outcome()
             await site.settle()
             [(message, logged, detail)] = written(caplog)
             assert (message, logged) == ("stream refused", reason)
             assert counted(site) == [(entrance.label, reason.word)]
-            check_told(entrance, told, reason, detail)
+            check_outcome(entrance, outcome, reason, detail)
 
 
 @parametrized_by_entrance
@@ -504,12 +504,12 @@ async def test_an_unknown_node(
 ) -> None:
     async with open_site(mock_clock, tmp_path, attaches=False) as site:
         asked = await entrance.ask(site)
-        told = await asked.told()
+        outcome = await asked.outcome()
         await site.settle()
         [(_, logged, detail)] = written(caplog)
         assert logged is Reason.UNKNOWN_NODE
         assert [word for _, word in counted(site)] == ["unknown_node"]
-        check_told(entrance, told, Reason.UNKNOWN_NODE, detail)
+        check_outcome(entrance, outcome, Reason.UNKNOWN_NODE, detail)
 
 
 @pytest.mark.parametrize(("then", "reason"), DURING, ids=named)
@@ -532,12 +532,12 @@ async def test_something_happens_during_the_dial(
             await asked.answered()
             assert counted(site) == []
         else:
-            told = await asked.told()
+            outcome = await asked.outcome()
             await site.settle()
             [(message, logged, detail)] = written(caplog)
             assert (message, logged) == ("stream refused", reason)
             assert counted(site) == [(entrance.label, reason.word)]
-            check_told(entrance, told, reason, detail)
+            check_outcome(entrance, outcome, reason, detail)
 
 
 @pytest.mark.parametrize(("then", "reason"), AFTER, ids=named)
@@ -556,7 +556,7 @@ async def test_something_happens_behind_the_beginning_of_the_answer(
         await answer(site, entrance)
         await asked.answered()
         await then(site)
-        assert await asked.told() == Told(), "what is cut short must not look whole"
+        assert await asked.outcome() == Outcome(), "what is cut short must not look whole"
         await site.settle()
         [(message, logged, _)] = written(caplog)
         assert (message, logged) == ("stream closed", reason)
@@ -605,15 +605,15 @@ async def test_a_user_whose_certificate_is_revoked(
             await answer(site, entrance)
             await asked.answered()
         await user_revoked(site)
-        told = await asked.told()
+        outcome = await asked.outcome()
         await site.settle()
         [(_, logged, detail)] = written(caplog)
         assert logged is Reason.REVOKED
         assert counted(site) == [("connect", "revoked")]
         if answered:
-            assert told == Told()
+            assert outcome == Outcome()
         else:
-            check_told(entrance, told, Reason.REVOKED, detail)
+            check_outcome(entrance, outcome, Reason.REVOKED, detail)
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["during the dial", "behind the answer"])
@@ -637,7 +637,7 @@ async def test_the_server_is_cancelled(
             users.cancel_scope.cancel()
         site.nursery = behind
         await site.settle()
-        assert await asked.told() == Told()
+        assert await asked.outcome() == Outcome()
         [(_, logged, _)] = written(caplog)
         assert logged is Reason.SERVER_STOPPING
         assert counted(site) == [(entrance.label, "server_stopping")]

@@ -25,7 +25,7 @@ from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
 from certs.x509 import Usage, Validity, describe, facts_of
 from tests.support.pki import authority as pki
-from tests.support.pki.asking import Answer, Question, ask
+from tests.support.pki.asking import Answer, EstRequest, ask
 from tests.support.pki.issuing import Issuing, open_issuing
 from tests.support.processes.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
@@ -47,7 +47,7 @@ async def run(*command: str, data: bytes = b"") -> bytes:
 
 
 async def get(issuing: Issuing, path: str, leaf: Leaf | None = None) -> Answer:
-    return await ask(issuing, Question("GET", path, own=own_file(issuing, leaf)))
+    return await ask(issuing, EstRequest("GET", path, own=own_file(issuing, leaf)))
 
 
 async def post(
@@ -60,7 +60,7 @@ async def post(
     **headers: str,
 ) -> Answer:
     fields = {"Content-Type": kind} | headers
-    return await ask(issuing, Question("POST", f"{EST}/{operation}", body, fields, own))
+    return await ask(issuing, EstRequest("POST", f"{EST}/{operation}", body, fields, own))
 
 
 def basic(user: str, password: str) -> str:

@@ -47,7 +47,7 @@ class Door:
     edge: Edge
     listener: Listener
     revoked: RevocationList
-    standing: CredentialWatch
+    watch: CredentialWatch
     audited: list[AuditLine]
     folder: Path
     set_ahead: timedelta = timedelta()
@@ -76,17 +76,15 @@ async def open_door(folder: Path) -> AsyncIterator[Door]:
     async with open_edge() as edge:
         doors: list[Door] = []
         revoked, audited = RevocationList(), list[AuditLine]()
-        standing = credential_watch(revoked, lambda: doors[0].wall())
+        watch = credential_watch(revoked, lambda: doors[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
-        edge.standing = standing
-        edge.opener = Opener(
-            edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=standing
-        )
+        edge.watch = watch
+        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=watch)
         front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
         handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
-        doors.append(Door(edge, listener, revoked, standing, audited, folder))
+        doors.append(Door(edge, listener, revoked, watch, audited, folder))
         yield doors[0]
 
 
@@ -152,7 +150,7 @@ async def test_a_stream_that_outlives_its_certificate_ends(tmp_path: Path) -> No
         await door.ask(stream, CONNECT)
         assert (await door.ask(idle, VERSION)).startswith(b"HTTP/1.1 200 ")
         door.set_ahead = timedelta(days=366)
-        door.edge.nursery.start_soon(door.standing.watch)
+        door.edge.nursery.start_soon(door.watch.watch)
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         assert b": certificate_expired" in await door.ask(idle, VERSION)

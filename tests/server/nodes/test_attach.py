@@ -92,11 +92,11 @@ class Door:
         self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
         self.revoked, self.audited = RevocationList(), list[AuditLine]()
-        self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
+        self.watch = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
         self.refusals = Refusals(self.audited.append, trio.current_time)
-        self.make_attachments(self.standing)
+        self.make_attachments(self.watch)
 
-    def make_attachments(self, standing: CredentialWatch) -> None:
+    def make_attachments(self, watch: CredentialWatch) -> None:
         pool = CreditPool(self.limits.credit_pool)
         self.attachments = SessionAcceptor(
             self._settings,
@@ -104,7 +104,7 @@ class Door:
             pool,
             self.nursery,
             self.counters,
-            credential_watch=standing,
+            credential_watch=watch,
             refusals=self.refusals,
             trust_bundle=bytes,
         )
@@ -462,7 +462,7 @@ async def test_a_metered_agent_pings_seldom_and_a_slower_server_wins(
             pool,
             door.nursery,
             door.counters,
-            credential_watch=door.standing,
+            credential_watch=door.watch,
             refusals=door.refusals,
             trust_bundle=bytes,
         )

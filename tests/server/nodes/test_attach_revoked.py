@@ -119,7 +119,7 @@ async def test_a_session_goes_by_the_certificate_of_the_moment(
 
 async def test_a_certificate_that_runs_out_ends_its_session(autojump_clock: trio.testing.MockClock) -> None:
     async with open_door() as door:
-        door.nursery.start_soon(door.standing.watch)
+        door.nursery.start_soon(door.watch.watch)
         agent = await door.attach("edge1")
         door.set_ahead = timedelta(days=366)
         with trio.fail_after(61):
