@@ -14,7 +14,7 @@ import trio.testing
 
 from certs.x509 import VerifiedCertificate
 from tests.agent.attach.test_loop import FakeLink
-from tests.server.nodes.test_attach import Door, open_door
+from tests.server.nodes.test_attach import AgentsPort, open_agents_port
 from tests.support.fakes import memory_link
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.support.pki import authority as pki
@@ -235,9 +235,9 @@ async def test_the_retry_times_that_the_server_sends(
         def require(self, proven: VerifiedCertificate | None) -> None:
             raise Refused(reason)
 
-    async with open_door() as door:
+    async with open_agents_port() as agents_port:
         rejected = await attach_at(
-            door, Refusing(door.revoked, lambda: datetime.now(UTC), lambda ended: None)
+            agents_port, Refusing(agents_port.revoked, lambda: datetime.now(UTC), lambda ended: None)
         )
         if reason is Reason.DONE:  # a rejection is never a success
             assert rejected.reason is Reason.PROTOCOL_ERROR
@@ -259,11 +259,11 @@ async def lost_session() -> AsyncIterator[memory_link.Session]:
         yield pair.agent
 
 
-async def attach_at(door: Door, watch: CredentialWatch) -> AttachRejected:
-    door.make_attachments(watch)
+async def attach_at(agents_port: AgentsPort, watch: CredentialWatch) -> AttachRejected:
+    agents_port.make_acceptor(watch)
     leaf = pki.node_leaf("edge1").credential.certificate_pem
-    near, far = memory_carriers(door.nursery, leaf_pem=leaf)
-    door.attachments.take(near)
+    near, far = memory_carriers(agents_port.nursery, leaf_pem=leaf)
+    agents_port.acceptor.take(near)
     with pytest.raises(AttachRejected) as caught:
-        await Attachment(far, AgentHandshake(memory_link.hello(door.limits))).settle(10)
+        await Attachment(far, AgentHandshake(memory_link.hello(agents_port.limits))).settle(10)
     return caught.value

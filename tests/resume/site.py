@@ -115,7 +115,7 @@ class Agent:
             use=use,
         )
         near, far = self._site.network.dial(LEAF)
-        self._site.door.take(near)
+        self._site.acceptor.take(near)
         attempt = Attachment(far, AgentHandshake(hello), decide)
         await attempt.settle(response_timeout_seconds)
         return attempt
@@ -143,7 +143,7 @@ class Site:
         self.counters = Counters()
         pool = CreditPool(self.limits.credit_pool)
         refusals = Refusals(self.audited.append, trio.current_time)
-        self.door = SessionAcceptor(
+        self.acceptor = SessionAcceptor(
             settings,
             self.nodes,
             pool,

@@ -156,8 +156,8 @@ class World:
         for node, link in site.nodes.attached():
             assert site.network.owners(link) <= 1, node
             assert link._protocol.mux.unconfirmed <= LIMITS.max_send_memory
-            assert link._protocol.mux.retained_bytes <= site.door.send_pool.used
-        assert site.door.send_pool.used <= LIMITS.send_pool
+            assert link._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
+        assert site.acceptor.send_pool.used <= LIMITS.send_pool
         if site.agent.link is not None:
             assert site.network.owners(site.agent.link) <= 1
 

@@ -90,7 +90,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
         watch = credential_watch()
         refusals = Refusals(list[AuditLine]().append, trio.current_time)
         pool = CreditPool(limits.credit_pool)
-        door = SessionAcceptor(
+        acceptor = SessionAcceptor(
             settings,
             nodes,
             pool,
@@ -100,7 +100,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             refusals=refusals,
             trust_bundle=bytes,
         )
-        site.on_carrier = door.take
+        site.on_carrier = acceptor.take
         wire = Wire(site.port, nursery)
         await wire.open()
         connector = Connector(

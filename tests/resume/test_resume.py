@@ -55,7 +55,7 @@ async def test_a_stream_continues_over_the_next_carrier(autojump_clock: MockCloc
             stream.close_nowait()
         await site.pass_time(1)
         assert not site.link.streams and not list(site.link.mux_streams)
-        assert site.door.send_pool.used == 0
+        assert site.acceptor.send_pool.used == 0
 
 
 async def test_bytes_that_the_peer_has_are_not_sent_again(autojump_clock: MockClock) -> None:
@@ -149,8 +149,8 @@ async def test_a_server_that_does_not_move_with_the_hello_receives_use_after_its
 ) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        offer = site.door._answer_hello
-        site.door._answer_hello = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
+        offer = site.acceptor._answer_hello
+        site.acceptor._answer_hello = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
         lose_all(site)
         near.send_nowait(b"goes on")
         await site.pass_time(1)

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "door"),
+    ("text", "endpoint"),
     [
         (None, OpsEndpoint(DEFAULT)),
         ('allow = ["localhost:22"]', OpsEndpoint(DEFAULT)),
@@ -34,10 +34,10 @@ def file(tmp_path: Path) -> Path:
         ("ops = 7", OpsEndpoint(DEFAULT)),
     ],
 )
-def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
+def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, endpoint: OpsEndpoint) -> None:
     if text is not None:
         file.write_text(text)
-    assert OpsEndpoint.find(file, DEFAULT, {}) == door
+    assert OpsEndpoint.find(file, DEFAULT, {}) == endpoint
 
 
 def test_the_environment_wins(file: Path) -> None:

@@ -21,7 +21,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.server.entrances.test_https import client_context, tls_files
-from tests.server.nodes.test_attach import Agent, Door
+from tests.server.nodes.test_attach import Agent, AgentsPort
 from tests.support.fakes.edge import receive_all, receive_until
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
@@ -66,7 +66,7 @@ def closes_hard(stream: SocketStream) -> None:
 class Site:
     """A server with one node, and its time."""
 
-    door: Door
+    agents_port: AgentsPort
     clock: MockClock
     folder: Path
     nursery: trio.Nursery
@@ -78,13 +78,16 @@ class Site:
     @property
     def opener(self) -> Opener:
         return Opener(
-            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.watch
+            self.agents_port.nodes,
+            self.records,
+            trust_domain=pki.TRUST_DOMAIN,
+            credential_watch=self.agents_port.watch,
         )
 
     async def attach(self, **changes: object) -> Agent:
-        agent = self.door.dial(NODE, **changes)
+        agent = self.agents_port.dial(NODE, **changes)
         agent.on_open = self.arrived.append
-        await agent.attach(self.door.limits)
+        await agent.attach(self.agents_port.limits)
         await self.settle()
         return agent
 
@@ -99,7 +102,7 @@ class Site:
     async def resume(self) -> None:
         """Resume the agent's session over another carrier."""
         welcome = self.agent.attempt.welcome
-        again = self.door.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
+        again = self.agents_port.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
         await again.welcomed()
         again.attempt.use(self.agent.link)
         await self.settle()
@@ -116,7 +119,7 @@ class Site:
             "https",
             [ConnectEntrance(self.opener).section()],
             identify=identify,
-            credential_watch=self.door.watch,
+            credential_watch=self.agents_port.watch,
             records=self.records,
             limits=HeadLimits(),
             users=None,
@@ -131,10 +134,12 @@ class Site:
 @asynccontextmanager
 async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
-        door = Door(nursery, grace_seconds=GRACE)
-        refusals = Refusals(door.audited.append, trio.current_time)
-        records = StreamRecorder(door.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals)
-        site = Site(door, clock, folder, nursery, records)
+        agents_port = AgentsPort(nursery, grace_seconds=GRACE)
+        refusals = Refusals(agents_port.audited.append, trio.current_time)
+        records = StreamRecorder(
+            agents_port.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals
+        )
+        site = Site(agents_port, clock, folder, nursery, records)
         if attaches:
             site.agent = await site.attach()
         try:
@@ -303,12 +308,12 @@ async def ended(site: Site) -> None:
 async def in_grace(site: Site) -> None:
     site.agent.carrier.cut()
     await site.settle()
-    assert site.door.link_of(NODE).state is SessionState.GRACE
+    assert site.agents_port.link_of(NODE).state is SessionState.GRACE
 
 
 async def degraded(site: Site) -> None:
     """A packet of the server is not acknowledged in time."""
-    link = site.door.link_of(NODE)
+    link = site.agents_port.link_of(NODE)
     spare = link.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
     await site.settle()
     site.arrived.pop().accept("127.0.0.1:9")
@@ -327,12 +332,12 @@ async def agent_drains(site: Site) -> None:
 
 
 async def server_drains(site: Site) -> None:
-    site.door.attachments.drain(10)
+    site.agents_port.acceptor.drain(10)
     await site.settle()
 
 
 async def server_stops(site: Site) -> None:
-    site.nursery.start_soon(site.door.attachments.end_all, Reason.SERVER_STOPPING)
+    site.nursery.start_soon(site.agents_port.acceptor.end_all, Reason.SERVER_STOPPING)
     await site.settle()
 
 
@@ -346,12 +351,12 @@ async def restarted(site: Site) -> None:
 
 
 async def revoked(site: Site) -> None:
-    site.door.revoke(RevocationKind.NODE, NODE)
+    site.agents_port.revoke(RevocationKind.NODE, NODE)
     await site.settle()
 
 
 async def user_revoked(site: Site) -> None:
-    site.door.revoke(RevocationKind.USER, "kim")
+    site.agents_port.revoke(RevocationKind.USER, "kim")
     await site.settle()
 
 
@@ -447,7 +452,7 @@ def written(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Reason | None, 
 
 
 def counted(site: Site) -> list[tuple[str, str]]:
-    counters = site.door.counters
+    counters = site.agents_port.counters
     return [*counters.refusals, *counters.unauthenticated_refusals, *counters.closed_streams]
 
 
