@@ -83,7 +83,7 @@ every_paper = pytest.mark.parametrize("paper", PAPERS, ids=name_of)
 
 
 @pytest.mark.parametrize("paper", PLACED, ids=name_of)
-def test_a_block_says_on_which_machine_it_belongs(paper: Path) -> None:
+def test_a_block_names_its_machine(paper: Path) -> None:
     for block in placed_blocks(paper):
         place_of(block)
 
@@ -100,7 +100,7 @@ def test_a_block_says_on_which_machine_it_belongs(paper: Path) -> None:
         ("yaml", "# egress.yaml"),
     ],
 )
-def test_a_block_without_its_place_is_found(language: str, first: str) -> None:
+def test_a_block_without_a_machine_is_reported(language: str, first: str) -> None:
     with pytest.raises(BadPlace):
         place_of(Block(ROOT / "README.md", "", 1, language, first + "\n"))
 

@@ -207,7 +207,7 @@ async def _status_of(config: Path) -> tuple[int, dict[str, object]]:
     return result.returncode, json.loads(result.stdout)
 
 
-async def test_commands_that_cannot_do_their_work_say_why(tmp_path: Path) -> None:
+async def test_commands_that_cannot_do_their_work_name_the_cause(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("servres = []\n")
     bad = await run_command("run", "--config", str(tmp_path / "bad.toml"))
     assert (bad.returncode, b"did you mean servers?" in bad.stderr) == (2, True)

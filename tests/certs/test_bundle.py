@@ -1,4 +1,4 @@
-"""Bundle files: what is written is read back, anything else is refused with a sentence."""
+"""Bundle files: a written bundle is read back; any other content is refused with a sentence."""
 
 from __future__ import annotations
 

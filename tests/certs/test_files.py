@@ -1,4 +1,4 @@
-"""Key files on disk: whole or not there, private whatever the umask, refused if others can read them."""
+"""Key files on disk: complete or absent, private whatever the umask, refused if others can read them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_key_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
-    """As root that would be /dev/null of the whole machine."""
+    """For root that could be /dev/null of the whole machine."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for act in (lambda: write_private(pipe, b"k"), lambda: remove_interrupted(pipe)):
@@ -213,7 +213,7 @@ def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What FAT answers to a hard link and to a chmod. (exFAT by FUSE ignores the chmod; see below.)"""
+    """Make hard links and chmod fail as on FAT. (exFAT by FUSE ignores the chmod; see below.)"""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -1,4 +1,4 @@
-"""How long certificates hold, read without the library and compared with what the library reads."""
+"""The validity of certificates, read without the library and compared with what the library reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificate requests: what a node makes, what others send, and what is refused."""
+"""Certificate requests of nodes and of other clients, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ _DER = make_request(SHOP).request_der
 def test_a_request_with_one_byte_changed_is_refused_or_means_the_same(
     place: int, change: int, as_base64: bool
 ) -> None:
-    """The same: the count of unused bits in the signature's BIT STRING may be one that fits it, too."""
+    """Another valid count of unused bits in the signature's BIT STRING leaves the meaning the same."""
     changed = bytearray(_DER)
     changed[place] ^= change
     data = base64.encodebytes(bytes(changed)) if as_base64 else bytes(changed)

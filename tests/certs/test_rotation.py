@@ -108,7 +108,7 @@ def test_impossible_states_are_refused(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An authority as an earlier version made it."""
+    """Return the folder of an authority that an earlier version made."""
     save_new(create_authority("d.example"), tmp_path / "ca")
     return tmp_path / "ca"
 
@@ -209,7 +209,7 @@ def test_a_new_issuing_certificate_does_not_outlive_its_root(folder: Path) -> No
 
 
 class Died(BaseException):
-    """The process is gone."""
+    """The simulated end of the process."""
 
 
 @pytest.mark.parametrize("survived", range(6))

@@ -90,7 +90,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert format_token(parse_token(text)) == text.strip().lower()
 
 
-# What it says of the node.
+# The name of the node in a token.
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: len(name) <= MAX_NODE_NAME)

@@ -1,4 +1,4 @@
-"""What certificates say, and which of them prove an identity where."""
+"""The content of certificates, and which certificates prove an identity in which role."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def foreign_leaf(
     usages: Sequence[x509.ObjectIdentifier] = (CLIENT,),
     is_authority: bool | None = False,
 ) -> bytes:
-    """A self-signed leaf as some other issuer might make it, in PEM."""
+    """Return a self-signed leaf as another issuer might make it, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "elsewhere")])
     now = datetime.datetime.now(datetime.UTC)

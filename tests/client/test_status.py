@@ -69,7 +69,7 @@ async def test_an_older_server_gives_less(server: FakeServer, tmp_path: Path) ->
     assert "Needs attention" in (await inside(tmp_path, "status")).stdout
 
 
-def test_the_page_fits_a_terminal_and_says_which_nodes_are_gone() -> None:
+def test_the_page_fits_a_terminal_and_lists_the_nodes_that_are_gone() -> None:
     name = "a-node-of-" + "a-shop-" * 8 + "7"
     warning = {
         "detail": f"node {name} has never attached",

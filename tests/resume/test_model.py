@@ -86,7 +86,7 @@ class Half:
             assert reset.reason in _LOST_WITH_THE_SESSION | _GONE_BY_TIME, reset
             self.broken = True
             return
-        except trio.ClosedResourceError:  # an open that nobody answered was reset by its own end
+        except trio.ClosedResourceError:  # an open without an answer was reset by its own end
             assert self.receiver.ended_by in _GONE_BY_TIME
             self.broken = True
             return
@@ -120,7 +120,7 @@ class World:
         elif what == "restart server":
             self.lost_sessions = True
             self.orphans += [half.sender for half in self.halves if half.seed % 2]
-            self.halves.clear()  # what a dead program holds concerns nobody
+            self.halves.clear()  # the memory of a dead program does not count
             site.kill_server()
         elif what == "route" and site.agent.failover is not None:
             site.agent.failover.route_changed()

@@ -78,7 +78,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
         for end in list(site.network.ends):
             if not end.peer.leaf_pem:
                 end.lose()
-        for _ in range(8):  # the old carrier's server end still works, and nobody tells it
+        for _ in range(8):  # the old carrier's server end still works, and is not informed
             await site.settle()
             for end in site.network.ends:
                 if end.port is not old:
@@ -240,7 +240,7 @@ async def test_a_black_hole_is_left_within_seconds_once_another_path_works(autoj
     async with open_site() as site:
         near, far = await site.streams()
         dead = list(site.network.ends)
-        site.network.ends.clear()  # neither end is told anything
+        site.network.ends.clear()  # neither end is informed
         near.send_nowait(b"?")
         start = trio.current_time()
         while not far._mux.recv.buffered:

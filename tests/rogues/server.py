@@ -41,8 +41,8 @@ _FrameType = TypeVar("_FrameType")
 _SECONDS = 10.0
 
 
-def welcome(**told: Any) -> Welcome:
-    """Return a valid welcome to a new session; ``told`` replaces its fields."""
+def welcome(**changes: Any) -> Welcome:
+    """Return a valid welcome to a new session; ``changes`` replaces its fields."""
     honest = Welcome(
         VERSION,
         secrets.token_bytes(16),
@@ -55,7 +55,7 @@ def welcome(**told: Any) -> Welcome:
         early_data_limit=16 * KIB,
         initial_credit=64 * KIB,
     )
-    return honest._replace(**told)
+    return honest._replace(**changes)
 
 
 class RogueSession:

@@ -1,7 +1,7 @@
 """The answer of every HTTP listener, at every path, to every method and caller, as in ``answers.txt``.
 
 A line of the table has the path and then an answer for each method, all those with the same answer together:
-the status, the end of the content type, the reason's word, and what ``Allow`` says.
+the status, the end of the content type, the reason's word, and the value of ``Allow``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tunnel_server.admin.actions import READS, WRITES
 TABLE = Path(__file__).with_name("answers.txt")
 
 
-async def test_each_listener_answers_as_the_table_says(tmp_path: Path) -> None:
+async def test_each_listener_answers_as_in_the_table(tmp_path: Path) -> None:
     lines: list[str] = []
     async with open_listeners(tmp_path) as listeners:
         assert listeners.keys() == listener_paths().keys()

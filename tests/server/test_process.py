@@ -136,7 +136,7 @@ async def test_a_second_signal_forces(tmp_path: Path) -> None:
             await stream.receive_some()
 
 
-async def test_sighup_takes_up_new_certificates_and_no_broken_ones(tmp_path: Path) -> None:
+async def test_after_sighup_new_certificates_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, server, _):
         stream = await site.through()
         old, new = pki.server_leaf(), pki.server_leaf("second")

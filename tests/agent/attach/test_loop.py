@@ -197,7 +197,7 @@ async def test_cancelling_gives_the_link_up(autojump_clock: trio.testing.MockClo
     assert servers.given_up == 1
 
 
-async def test_the_state_says_when_the_next_attempt_is(
+async def test_the_state_has_the_time_of_the_next_attempt(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     servers, state = Servers(REFUSED), state_of()

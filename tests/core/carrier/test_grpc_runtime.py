@@ -167,7 +167,7 @@ class TestConnections:
             packets = [bulk(MIB, number) for number in range(1, 41)]
             agent.send(*packets)
             with trio.fail_after(5):
-                while agent.queued == 40:  # noqa: ASYNC110 - nothing tells when gRPC took a packet
+                while agent.queued == 40:  # noqa: ASYNC110 - no event announces that gRPC took a packet
                     await trio.sleep(0.01)
             await trio.sleep(0.1)
             assert agent.queued > 20  # the buffers of TCP hold a few

@@ -52,7 +52,7 @@ def test_an_example_is_a_command_that_exists(page: Page) -> None:
 
 
 @every_page
-def test_every_option_says_what_it_does(page: Page) -> None:
+def test_every_option_has_a_help_text(page: Page) -> None:
     for spelling, meaning in page.options:
         assert meaning, f"{page.name} {spelling} has no help"
 

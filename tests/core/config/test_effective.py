@@ -107,7 +107,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_value_says_where_it_comes_from(file: Path) -> None:
+def test_each_value_has_its_origin(file: Path) -> None:
     environ = {"QANAT_AGENTS_MAX": "9", "QANAT_DATA_DIR": "/else"}
     config, given = load_given(file, ServerConfig, environ=environ)
     settings = {one.key: (one.value, one.origin.value, one.place) for one in settings_of(config, given)}

@@ -22,7 +22,7 @@ LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB,
 
 
 class Sender:
-    """A server's session whose peer grants much credit and acknowledges when the test says so."""
+    """A server's session whose peer grants much credit and acknowledges when the test decides."""
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node

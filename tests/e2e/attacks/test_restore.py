@@ -34,7 +34,7 @@ class Installation:
         return done.returncode, done.stdout + done.stderr
 
     def alter(self, **changes: object) -> None:
-        """Change what the manifest says of the server's key."""
+        """Change the entry of the server's key in the manifest."""
         with tarfile.open(self.tar) as old:
             members = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
         with tarfile.open(self.tar, "w") as new:

@@ -37,7 +37,7 @@ CMD ["node", "/app/node_modules/node-red/red.js", "--userDir", "/data"]
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, Any]:
-    """What compose.yaml says."""
+    """Return the content of compose.yaml."""
     found = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     assert isinstance(found, dict)
     return found

@@ -125,7 +125,7 @@ def test_how_it_runs(side: str, image: str) -> None:
     assert health["Test"] == ["CMD", program, "health"]
 
 
-def test_its_labels_say_what_it_is(side: str, image: str) -> None:
+def test_the_labels_describe_the_image(side: str, image: str) -> None:
     labels = json.loads(builder.inspect(image, "{{json .Labels}}"))
     labelled = {key.removeprefix("org.opencontainers.image."): text for key, text in labels.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -95,7 +95,7 @@ def put_behind_a_link(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path, linked: bool) -> None:
+async def test_the_agent_uses_a_renewal_by_hand(tmp_path: Path, linked: bool) -> None:
     with trio.fail_after(DEADLINE_SECONDS), open_cloud(tmp_path) as cloud:
         edge = machine(tmp_path)
         async with joined_agent(cloud, edge) as agent:

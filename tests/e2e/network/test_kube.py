@@ -41,7 +41,7 @@ def test_every_operation_works_on_both_nodes(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("mode")
-def test_kubectl_says_that_a_node_is_unknown(cluster: Cluster) -> None:
+def test_kubectl_shows_that_a_node_is_unknown(cluster: Cluster) -> None:
     cluster.bed.kubectl("create", "--validate=false", "-f", "-", stdin=STRANGER)
     try:
         message = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge9/proxy/metrics")
@@ -58,7 +58,7 @@ def test_kubectl_says_that_a_node_is_unknown(cluster: Cluster) -> None:
     [("logs", "web2", "-c", "web"), ("exec", "web2", "-c", "web", "--", "true")],
     ids=["logs", "exec"],
 )
-def test_kubectl_says_that_an_agent_is_gone(cluster: Cluster, operation: tuple[str, ...]) -> None:
+def test_kubectl_shows_that_an_agent_is_gone(cluster: Cluster, operation: tuple[str, ...]) -> None:
     cluster.attach(*NODES)
     cluster.make_pods()
     cluster.agents[2].process.stop()
@@ -70,7 +70,7 @@ def test_kubectl_says_that_an_agent_is_gone(cluster: Cluster, operation: tuple[s
 
 
 @pytest.mark.usefixtures("mode")
-def test_kubectl_says_that_a_target_is_not_allowed(cluster: Cluster) -> None:
+def test_kubectl_shows_that_a_target_is_not_allowed(cluster: Cluster) -> None:
     agent = cluster.agents[1]
     cluster.attach(1)
     agent.process.stop()

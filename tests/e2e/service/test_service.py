@@ -144,7 +144,7 @@ def test_a_second_install_changes_nothing(machine: SystemdMachine) -> None:
         assert process_of(machine, unit) == before
 
 
-def test_status_says_what_is(machine: SystemdMachine) -> None:
+def test_status_shows_the_state_of_the_service(machine: SystemdMachine) -> None:
     shown = status(machine, AGENT)
     assert (shown["installed"], shown["enabled"], shown["active"]) == (True, True, "active")
     assert (shown["differs"], shown["restart"], shown["next"]) == (False, None, "qanat-agent status")

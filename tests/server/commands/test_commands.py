@@ -215,7 +215,7 @@ def test_a_question_without_an_answer(command: Command) -> None:
     assert (process.returncode, bool(re.search(output, complaint))) == (1, True), complaint
 
 
-def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) -> None:
+def test_other_commands_show_their_effect_and_do_nothing_twice(command: Command) -> None:
     made = str(command.json("token", "create", "--match", "shop-*", "--uses", "3")["id"])
     assert f"did you mean {made}?" in command("token", "revoke", made[:-2] + "zz", code=1).stderr
     output = command("token", "revoke", made).stdout

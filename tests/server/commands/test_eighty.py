@@ -90,7 +90,7 @@ def test_since_takes_a_length_and_times_with_and_without_a_zone(command: Command
     assert "issued" in command("audit", "--since", since).stdout
 
 
-def test_since_says_in_its_help_whose_zone_it_reads(command: Command) -> None:
+def test_the_help_of_since_names_the_zone_that_it_reads(command: Command) -> None:
     text = " ".join(run("audit", "--help").stdout.split())
     assert "in this machine's zone" in text
     assert "2027-01-31T18:30Z in UTC" in text

@@ -144,7 +144,7 @@ async def test_the_refusal_is_the_reason_phrase() -> None:
         assert not edge.counters.unauthenticated_refusals
 
 
-async def test_a_node_without_agent_says_since_when() -> None:
+async def test_the_refusal_for_a_node_without_agent_has_the_time() -> None:
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         edge.nodes.detach(link, Reason.SESSION_LOST)

@@ -219,7 +219,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Entrance:
-    """``label`` is the metric's; ``answer`` is what the target says to ``request``."""
+    """``label`` is the metric's; ``answer`` is the target's answer to ``request``."""
 
     name: str
     label: str

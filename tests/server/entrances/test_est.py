@@ -310,7 +310,7 @@ ODD = {
     "a mail address": (odd_request(MAIL), *BAD),
     "a weak key": (odd_request(curve=ec.SECP192R1()), 400, "weak_key", "weak_key"),
 }
-"""What a request of edge1 says beside its name, the status, and the word at a renewal and at an enrolment."""
+"""Content of a request of edge1 beside its name, the status, the word at a renewal and at an enrolment."""
 
 
 async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_that(
@@ -433,7 +433,7 @@ async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> Non
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-        while not issuing.enrolment.present:  # noqa: ASYNC110 - nothing else tells
+        while not issuing.enrolment.present:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.01)
         answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
         assert (answer.status, answer.word) == (503, "too_many_enrolments")

@@ -393,7 +393,9 @@ async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.
         assert "failed at a connection" in caplog.text
 
 
-async def test_without_descriptors_it_says_so_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_without_descriptors_logs_that_and_recovers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "qanat.listeners")
     async with open_edge() as edge:
         listener = await edge.listen("tcp", hold)

@@ -152,7 +152,7 @@ async def open_agents_port(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_node_has_the_name_in_its_certificate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("shop-7.example")
         [(node, link)] = agents_port.nodes.attached()

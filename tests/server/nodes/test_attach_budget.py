@@ -52,7 +52,7 @@ class Call:
 
 
 def another_run() -> dict[str, bytes]:
-    """What another run of an agent on another machine says in its hello."""
+    """Return the fields of a hello of another run of an agent on another machine."""
     return {"instance": os.urandom(16), "boot": os.urandom(16)}
 
 

@@ -102,7 +102,7 @@ async def test_a_revocation_between_welcome_and_use_counts(autojump_clock: trio.
         assert agent.link.attached  # by the certificate that is not revoked
 
 
-async def test_a_session_goes_by_the_certificate_of_the_moment(
+async def test_a_session_depends_on_the_certificate_of_its_current_carrier(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_agents_port(grace_seconds=60) as agents_port:

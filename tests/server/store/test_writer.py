@@ -154,7 +154,7 @@ async def test_cancelled_callers_leave_the_queue_in_order(tmp_path: Path) -> Non
     bench.connection.close()
 
 
-async def test_the_queue_is_bounded_and_the_closed_one_says_so(
+async def test_the_queue_is_bounded_and_a_closed_queue_refuses_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "MAX_WAITING", 3)
