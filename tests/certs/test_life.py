@@ -20,12 +20,12 @@ from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 
 NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
-moments = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)).map(
+dates = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)).map(
     lambda after: datetime.datetime(1951, 1, 1, tzinfo=datetime.UTC) + after
 )
 
 
-@given(moments, st.integers(1, 3000))
+@given(dates, st.integers(1, 3000))
 def test_the_dates_are_those_that_the_library_reads(now: datetime.datetime, days: int) -> None:
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem

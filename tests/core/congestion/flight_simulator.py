@@ -32,7 +32,7 @@ _HEADERS = 52
 _PACKET_OVERHEAD = 60
 """TLS record, HTTP/2 and gRPC frames, and the fields of a packet."""
 _MEGABIT = 1e6 / 8
-_CONFIRMED_AFTER_SECONDS = 0.025
+_ACK_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
@@ -432,7 +432,7 @@ class End:
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
-        self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
+        self._ack_scheduler = AckScheduler(limits, _ACK_AFTER_SECONDS)
         self._quick: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # total bulk that the peer takes

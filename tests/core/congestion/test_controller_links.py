@@ -140,7 +140,7 @@ def test_a_route_that_gets_longer() -> None:
     link.change(round_trip=0.3)
     link.round_trip = 0.3
     link.clock.run(10)
-    assert link.key_extra(6.5) < 0.500, "no worse than a rival's queue would make it"
+    assert link.key_extra(6.5) < 0.500, "no worse than the queue of a competing flow would make it"
     link.clock.run(30)
     assert link.key_extra(25) < 0.100
     assert link.share(link.agent, 5.0, 0) > 0.70, "TCP below us takes as long to use the longer path"

@@ -27,9 +27,9 @@ def kinds(body: Any) -> list[tuple[str, str]]:
 
 
 def filled(edge: Edge) -> Edge:
-    edge.followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
-    edge.followers.events.add(EventKind.ATTACHED, "edge2", "facade00")
-    edge.followers.events.add(
+    edge.subscribers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+    edge.subscribers.events.add(EventKind.ATTACHED, "edge2", "facade00")
+    edge.subscribers.events.add(
         EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s"
     )
     return edge
@@ -41,7 +41,7 @@ async def test_events_are_listed_whole() -> None:
         assert (status, len(body["events"]), body["gap"]) == (200, 3, False)
         lost = body["events"][2]
         assert lost.pop("at").endswith("Z")
-        assert lost.pop("id") == body["last"] == edge.followers.events.last_id
+        assert lost.pop("id") == body["last"] == edge.subscribers.events.last_id
         assert lost == {
             "kind": "lost",
             "node": "edge1",
@@ -55,13 +55,13 @@ async def test_of_one_node_by_name_or_alias_after_an_id() -> None:
     async with open_edge() as edge:
         edge.attach("a.very.dotted.name", echo)
         alias = edge.nodes.all()[0].alias
-        filled(edge).followers.events.add(EventKind.LOST, "a.very.dotted.name", "facade00")
+        filled(edge).subscribers.events.add(EventKind.LOST, "a.very.dotted.name", "facade00")
         _, body = await get(edge, f"{PATH}?node={alias}")
         assert kinds(body) == [("a.very.dotted.name", "lost")]
-        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.followers.events.last_id - 3}")
+        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.subscribers.events.last_id - 3}")
         assert kinds(body) == [("edge1", "lost")]
         _, body = await get(edge, f"{PATH}?node=never-seen")
-        assert (body["events"], body["last"]) == ([], edge.followers.events.last_id)
+        assert (body["events"], body["last"]) == ([], edge.subscribers.events.last_id)
 
 
 async def test_a_subscriber_is_informed_at_once() -> None:
@@ -75,20 +75,20 @@ async def test_a_subscriber_is_informed_at_once() -> None:
 
             nursery.start_soon(follow)
             await trio.sleep(0.1)
-            edge.followers.events.add(EventKind.RESUMED, "edge3", "facade00")
+            edge.subscribers.events.add(EventKind.RESUMED, "edge3", "facade00")
 
 
 async def test_a_quiet_node_is_an_empty_answer() -> None:
     async with open_edge() as edge:
-        _, body = await get(filled(edge), f"{PATH}?after={edge.followers.events.last_id}&wait=0.05")
-        assert (body["events"], body["last"], body["gap"]) == ([], edge.followers.events.last_id, False)
+        _, body = await get(filled(edge), f"{PATH}?after={edge.subscribers.events.last_id}&wait=0.05")
+        assert (body["events"], body["last"], body["gap"]) == ([], edge.subscribers.events.last_id, False)
 
 
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    followers = EventSubscribers(Events(now), Counters())
+    subscribers = EventSubscribers(Events(now), Counters())
     with trio.fail_after(31):
         await api_events.wait(
-            followers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
+            subscribers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
         )
     assert trio.current_time() >= 30 - 1e-6
 

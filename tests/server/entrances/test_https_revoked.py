@@ -137,7 +137,7 @@ async def test_an_answer_that_waits_for_events_is_cut_short(tmp_path: Path) -> N
     async with open_https_port(tmp_path) as https_port:
         stream = await https_port.enter()
         await stream.send_all(FOLLOW)
-        while not https_port.edge.followers._waiting:
+        while not https_port.edge.subscribers._waiting:
             await trio.lowlevel.checkpoint()
         https_port.revoke()
         with trio.fail_after(1):

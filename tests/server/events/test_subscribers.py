@@ -15,63 +15,63 @@ from tunnel_server.events.subscribers import MAX_FOLLOWERS, MAX_OF_USER, EventSu
 
 def test_kinds_are_counted_from_zero() -> None:
     counters = Counters()
-    followers = EventSubscribers(Events(now), counters)
+    subscribers = EventSubscribers(Events(now), counters)
     assert counters.node_events == {kind.value: 0 for kind in EventKind if kind not in OF_SERVER}
-    followers.events.add(EventKind.DUPLICATE, "edge1", "facade00")
-    followers.events.add(EventKind.SERVER_STARTED, "", "")
+    subscribers.events.add(EventKind.DUPLICATE, "edge1", "facade00")
+    subscribers.events.add(EventKind.SERVER_STARTED, "", "")
     assert counters.node_events["duplicate"] == 1
 
 
 async def test_a_subscriber_gets_events_of_its_node_only(autojump_clock: trio.testing.MockClock) -> None:
-    followers = EventSubscribers(Events(now), Counters())
-    followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+    subscribers = EventSubscribers(Events(now), Counters())
+    subscribers.events.add(EventKind.ATTACHED, "edge1", "facade00")
     heard: list[str] = []
 
     async def follow(node: str) -> None:
-        await followers.wait_newer(followers.events.last_id, node)
+        await subscribers.wait_newer(subscribers.events.last_id, node)
         heard.append(node)
 
     async with trio.open_nursery() as nursery:
         for node in ("edge1", "edge2", ""):
             nursery.start_soon(follow, node)
         await trio.testing.wait_all_tasks_blocked()
-        followers.events.add(EventKind.LOST, "edge2", "facade00")
+        subscribers.events.add(EventKind.LOST, "edge2", "facade00")
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(heard) == ["", "edge2"]
-        followers.events.add(EventKind.LOST, "edge1", "facade00")
+        subscribers.events.add(EventKind.LOST, "edge1", "facade00")
     assert len(heard) == 3
 
 
 async def test_an_existing_event_needs_no_wait() -> None:
-    followers = EventSubscribers(Events(now), Counters())
-    followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
-    await followers.wait_newer(0)
+    subscribers = EventSubscribers(Events(now), Counters())
+    subscribers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+    await subscribers.wait_newer(0)
 
 
 async def test_followers_are_bounded_and_leave_no_trace() -> None:
-    followers = EventSubscribers(Events(now), Counters())
+    subscribers = EventSubscribers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
         for number in range(MAX_FOLLOWERS):
             user = f"user{number // MAX_OF_USER}"
-            nursery.start_soon(followers.wait_newer, followers.events.last_id, "", user)
+            nursery.start_soon(subscribers.wait_newer, subscribers.events.last_id, "", user)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Refused) as caught:
-            await followers.wait_newer(followers.events.last_id)
+            await subscribers.wait_newer(subscribers.events.last_id)
         assert caught.value.reason is Reason.TOO_MANY_CONNECTIONS
         nursery.cancel_scope.cancel()
     with trio.move_on_after(0):
-        await followers.wait_newer(followers.events.last_id)
+        await subscribers.wait_newer(subscribers.events.last_id)
 
 
 async def test_one_user_takes_a_quarter_of_the_places() -> None:
-    followers = EventSubscribers(Events(now), Counters())
+    subscribers = EventSubscribers(Events(now), Counters())
     async with trio.open_nursery() as nursery:
         for _ in range(MAX_OF_USER):
-            nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "mallory")
+            nursery.start_soon(subscribers.wait_newer, subscribers.events.last_id, "", "mallory")
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Refused) as caught:
-            await followers.wait_newer(followers.events.last_id, "", "mallory")
+            await subscribers.wait_newer(subscribers.events.last_id, "", "mallory")
         assert caught.value.reason is Reason.TOO_MANY_OF_USER
-        nursery.start_soon(followers.wait_newer, followers.events.last_id, "", "alice")
+        nursery.start_soon(subscribers.wait_newer, subscribers.events.last_id, "", "alice")
         await trio.testing.wait_all_tasks_blocked()
-        followers.events.add(EventKind.LOST, "edge1", "facade00")
+        subscribers.events.add(EventKind.LOST, "edge1", "facade00")

@@ -85,10 +85,10 @@ async def test_work_is_done_in_its_order_in_another_thread(tmp_path: Path) -> No
 
 
 async def test_waiting_writes_are_one_commit(tmp_path: Path) -> None:
-    bench, moments = Bench(tmp_path), []
-    works = [lambda transaction: moments.append(transaction.now)] * 40
+    bench, times = Bench(tmp_path), []
+    works = [lambda transaction: times.append(transaction.now)] * 40
     await bench.run_all(*works)
-    assert moments == [1] * 40
+    assert times == [1] * 40
     bench.connection.close()
 
 

@@ -77,7 +77,7 @@ class Edge:
     counters: Counters
     records: StreamRecorder
     opener: Opener
-    followers: EventSubscribers
+    subscribers: EventSubscribers
     watch: CredentialWatch
     audit: list[AuditLine]
     """The audit lines that the entrances wrote about refused connections and requests."""
@@ -115,7 +115,7 @@ class Edge:
             now(), dict, describe_server, self.watch.live_certificates, empty_store()
         )
         entrance = ApiEntrance(
-            self.nodes, self.followers, facts, self.watch, monotonic=trio.current_time, wall=wall
+            self.nodes, self.subscribers, facts, self.watch, monotonic=trio.current_time, wall=wall
         )
         return entrance.section()
 
@@ -150,10 +150,10 @@ async def open_edge(
     records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
     watch = credential_watch(revoked)
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=watch)
-    followers = EventSubscribers(Events(now), counters)
+    subscribers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, followers, watch, audit)
+            edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, audit)
             try:
                 yield edge
             finally:
