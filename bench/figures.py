@@ -58,7 +58,7 @@ FIGURES = {
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
-"""Figures by their keys in `--json`. A release must reach the floors; the goals are wishes."""
+"""Figures by their keys in `--json`. A release must reach the floors; the goals are not required."""
 
 FAMILIES = {
     "idle": ("agent_rss_mib", "stream_kib"),

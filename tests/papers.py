@@ -1,4 +1,4 @@
-"""The fenced blocks of the papers, and the first line of each that says where it belongs.
+"""The fenced blocks of the documentation, and the first line of each, which names its machine.
 
 # on the server, as root                       commands
 # on your laptop                               commands, as yourself
@@ -22,13 +22,13 @@ PLACES = {
     "on a colleague's laptop": "",
     "in a checkout": "",
 }
-"""Each machine with the user who types there; empty is whoever sits at it."""
+"""Each machine with the user who types there; empty: the machine's ordinary user."""
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FIRST = re.compile(r"# (?P<place>(?:on|in) [^,:]+)(?:, as (?P<user>\w+)|: (?P<file>\S+))?")
 
 
 class BadPlace(Exception):  # noqa: N818 - named by what is wrong
-    """The first line of a block does not say where the block belongs."""
+    """The first line of a block does not name the machine of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A machine with the user who types there, or with a file; the other of the two is empty."""
+    """A machine, with the user who types there or with a file; the other field is empty."""
 
     machine: str
     user: str = ""
@@ -75,7 +75,7 @@ def placed_blocks(paper: Path) -> list[Block]:
 
 
 def place_of(block: Block) -> Place:
-    """Read the first line of a placed block. Raises BadPlace, with what is wrong."""
+    """Read the first line of a placed block. Raises BadPlace, which names the fault."""
     found = _FIRST.fullmatch(block.first)
     if not found or found["place"] not in PLACES:
         raise BadPlace(f"{block}: the first line is a comment with one of {', '.join(PLACES)}")

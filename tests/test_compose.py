@@ -1,4 +1,4 @@
-"""docker/compose.yaml, the build files and the manifest in docker/README.md say what the programs take."""
+"""docker/compose.yaml, the build files and the manifest in docker/README.md fit what the programs accept."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_their_commands_exist(name: str) -> None:
 
 
 def test_their_variables_exist() -> None:
-    said = {name for service in SERVICES.values() for name in service.get("environment", {})}
-    said |= {one["name"] for one in container()["env"]}
-    said |= set(re.findall(r"QANAT_[A-Z_]+[A-Z]", (DOCKER / "README.md").read_text()))
-    said |= {
+    output = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    output |= {one["name"] for one in container()["env"]}
+    output |= set(re.findall(r"QANAT_[A-Z_]+[A-Z]", (DOCKER / "README.md").read_text()))
+    output |= {
         name
         for side in ("agent", "server")
         for name in re.findall(r"QANAT_\w+", (DOCKER / f"{side}.Dockerfile").read_text())
     }
-    assert {"QANAT_INIT_NAME", "QANAT_SERVER", "QANAT_BUNDLE_FILE"} <= said <= known_variables()
+    assert {"QANAT_INIT_NAME", "QANAT_SERVER", "QANAT_BUNDLE_FILE"} <= output <= known_variables()
 
 
 def test_the_node_has_one_way_out_and_it_is_the_router() -> None:
@@ -98,7 +98,7 @@ def bases() -> Iterator[str]:
         yield found[0]
 
 
-def test_all_stand_on_one_base_by_its_digest() -> None:
+def test_all_images_have_one_base_by_its_digest() -> None:
     assert len(set(bases())) == 1
     assert all(
         re.fullmatch(r"docker\.io/library/debian:\w+-slim@sha256:[0-9a-f]{64}", base) for base in bases()
@@ -112,8 +112,8 @@ def test_the_manifest_takes_no_privilege_and_its_mounts_fit() -> None:
     assert context["readOnlyRootFilesystem"]
     assert not context["allowPrivilegeEscalation"]
     config = next(one for one in MANIFESTS if one["kind"] == "ConfigMap")
-    said = {one["name"]: one.get("value") for one in agent["env"]}
+    output = {one["name"]: one.get("value") for one in agent["env"]}
     places = {one["name"]: one["mountPath"] for one in agent["volumeMounts"]}
-    assert said["QANAT_CONFIG"] == f"{places['config']}/{next(iter(config['data']))}"
-    assert said["QANAT_TOKEN_FILE"].startswith(f"{places['token']}/")
+    assert output["QANAT_CONFIG"] == f"{places['config']}/{next(iter(config['data']))}"
+    assert output["QANAT_TOKEN_FILE"].startswith(f"{places['token']}/")
     assert places["data"] == "/var/lib/qanat"

@@ -1,4 +1,4 @@
-"""What the papers say is true: reasons, commands, configuration, metrics and links exist as written."""
+"""The documentation is true: its reasons, commands, configuration, metrics and links exist as written."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ every_paper = pytest.mark.parametrize("paper", PAPERS, ids=name_of)
 
 
 @pytest.mark.parametrize("paper", PLACED, ids=name_of)
-def test_a_block_says_on_which_machine_it_belongs(paper: Path) -> None:
+def test_a_block_names_its_machine(paper: Path) -> None:
     for block in placed_blocks(paper):
         place_of(block)
 
@@ -100,7 +100,7 @@ def test_a_block_says_on_which_machine_it_belongs(paper: Path) -> None:
         ("yaml", "# egress.yaml"),
     ],
 )
-def test_a_block_without_its_place_is_found(language: str, first: str) -> None:
+def test_a_block_without_a_machine_is_reported(language: str, first: str) -> None:
     with pytest.raises(BadPlace):
         place_of(Block(ROOT / "README.md", "", 1, language, first + "\n"))
 
@@ -116,7 +116,7 @@ def test_a_block_has_a_language(paper: Path) -> None:
 
 
 def sections(paper: Path) -> list[tuple[str, str]]:
-    """Heading and body of each section of the third level."""
+    """Return heading and body of each section of the third level."""
     parts = re.split(r"^(#{2,3}) (.+)$", text_of(paper), flags=re.MULTILINE)[1:]
     found = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     return [(title, body) for level, title, body in found if level == "###"]
@@ -151,7 +151,7 @@ def inline_commands(paper: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def check_command(program: str, arguments: list[str], *, whole: bool) -> None:
-    """Fails for an unknown subcommand or option; ``whole`` also wants every argument."""
+    """Fail for an unknown subcommand or option; ``whole`` also requires every argument."""
     command: click.Command = GROUPS[program]
     context: click.Context | None = None  # with the group's settings: a command keeps its first help option
     while isinstance(command, click.Group):
@@ -213,7 +213,7 @@ def test_configuration_is_valid_as_written(paper: Path) -> None:
 
 
 def keys_of(schema: type[Any], made: Any = None, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each key with its default as TOML writes it, or ``required``. ``made`` has defaults laid under it."""
+    """Yield each key with its default in TOML, or ``required``. ``made`` is an object with the defaults."""
     hints = typing.get_type_hints(schema)
     for field in attrs.fields(schema):
         hint = hints[field.name]
@@ -245,7 +245,7 @@ def as_toml(value: Any, hint: Any) -> str:
 
 
 def table_under(paper: Path, heading: str) -> list[list[str]]:
-    """The cells of the rows under a heading, without the table's own head."""
+    """Return the cells of the rows under a heading, without the head of the table."""
     _, _, rest = prose(paper).partition(f"\n{heading}\n")
     part = re.split(r"^#{1,6} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
     rows = [line for line in part.splitlines() if line.startswith("| ")]  # not the ruler |---|
@@ -265,7 +265,7 @@ def test_the_reference_has_every_key_with_its_default(file: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["environment", "commands", "limits"])
-def test_a_page_is_what_the_code_makes(page: str) -> None:
+def test_a_generated_page_is_as_the_code_makes_it(page: str) -> None:
     script = [sys.executable, f"docs/{page}.py", "--check"]
     made = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)  # noqa: S603 - our own script
     assert made.returncode == 0, made.stderr
@@ -323,7 +323,7 @@ def test_the_program_and_its_package_have_one_version() -> None:
 
 
 def anchor_of(heading: str) -> str:
-    """As GitHub makes it."""
+    """Return the anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""Who may import what. Read from the source, function bodies included, so that a late import counts too."""
+"""Imports that each package and module may have, read from the source, late imports in functions included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
     "tunnel_agent": {"tunnel_agent", "tunnel_core", "certs"},
     "tunnel_client": {"tunnel_client", "tunnel_core", "certs"},
 }
-"""Each package, and those it may import."""
+"""Each package, and the packages that it may import."""
 
 BEHIND_ONE_MODULE = {
     "asyncio": {
@@ -33,7 +33,7 @@ BEHIND_ONE_MODULE = {
     "prometheus_client": {"tunnel_core.telemetry.prometheus"},
     "sqlite3": {"tunnel_server.store.database"},
 }
-"""Foreign worlds, and the only modules that speak with them."""
+"""Foreign libraries, and the only modules that may import them."""
 
 DECISIONS = [
     "certs.life",
@@ -119,7 +119,7 @@ DECISIONS = [
     "tunnel_server.store.schema",
     "tunnel_server.accounting.write_budget",
 ]
-"""What decides does no I/O, and asks nobody for the time or for chance."""
+"""Modules that decide: they do no I/O, and read neither a clock nor a source of randomness."""
 
 INPUT_AND_OUTPUT = {"trio", "asyncio", "grpc", "socket", "ssl", "select", "selectors", "os", "subprocess"} | {
     *("threading", "multiprocessing", "signal", "time", "random", "secrets")
@@ -128,7 +128,7 @@ INPUT_AND_OUTPUT = {"trio", "asyncio", "grpc", "socket", "ssl", "select", "selec
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the product by its dotted name."""
+    """Return every module of the product by its dotted name."""
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     return {_dotted(path): path for path in found}
 
@@ -140,7 +140,7 @@ def _dotted(path: Path) -> str:
 
 @cache
 def imports_of(module: str, *, for_types: bool = True) -> frozenset[str]:
-    """The dotted names a module imports, also those it imports late, or only to name types."""
+    """Return the dotted names that a module imports, also late or only for types."""
     statements = _statements(ast.parse(modules()[module].read_text()), for_types=for_types)
     plain = {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
     froms = [node for node in statements if isinstance(node, ast.ImportFrom)]
@@ -167,7 +167,7 @@ def top(name: str) -> str:
 
 
 def reached_from(package: str) -> set[str]:
-    """The project's modules that a package may come to import, through others too."""
+    """Return the project's modules that a package imports, directly or through other modules."""
     reached = {name for name in modules() if top(name) == package}
     waiting = list(reached)
     while waiting:
@@ -206,7 +206,7 @@ def test_foreign_worlds_stand_behind_one_module(library: str) -> None:
 
 
 @pytest.mark.parametrize("module", DECISIONS)
-def test_what_decides_does_no_input_or_output(module: str) -> None:
+def test_modules_that_decide_import_no_input_or_output(module: str) -> None:
     names = imports_of(module, for_types=False)
     assert not INPUT_AND_OUTPUT & set(map(top, names))
     assert names & modules().keys() <= set(DECISIONS), "what decides builds on what decides"
@@ -219,7 +219,7 @@ def test_the_command_reaches_neither_grpc_nor_the_bridge() -> None:
 
 
 def imported_by(*names: str) -> set[str]:
-    """What is loaded in a fresh interpreter after these imports."""
+    """Return the modules that these imports load in a fresh interpreter."""
     program = f"import sys, {', '.join(names)}; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)  # noqa: S603
     assert ran.returncode == 0, ran.stderr

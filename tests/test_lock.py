@@ -1,4 +1,4 @@
-"""The locks of the images hold what pyproject.toml wants, and a lock that does not is told apart."""
+"""The locks of the images have what pyproject.toml requires; the check names the faults of other locks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GOOD = f"# of: click>=8\n# of: h11\n\nclick==8.2 \\\n    {HASH} \\\n    {HASH}\n
 WANTS = ["click>=8", "h11"]
 
 
-def test_the_locks_that_are_here_hold() -> None:
+def test_the_locks_of_the_checkout_are_valid() -> None:
     assert main(["--check"]) == 0
 
 
-def test_a_lock_that_holds_has_no_problem() -> None:
+def test_a_valid_lock_has_no_problem() -> None:
     assert list(problems(GOOD, WANTS)) == []
 
 
@@ -33,12 +33,12 @@ def test_a_lock_that_holds_has_no_problem() -> None:
         (GOOD + "--index-url https://example.com\n", "has a line that is not a pin"),
     ],
 )
-def test_what_is_wrong_with_another_is_said(text: str, problem: str) -> None:
+def test_the_faults_of_a_lock_are_named(text: str, problem: str) -> None:
     found = list(problems(text, WANTS))
     assert any(problem in one for one in found), found
 
 
-def test_each_image_has_its_own_and_one_that_is_missing_is_said(tmp_path: Path) -> None:
+def test_each_image_has_its_lock_and_a_missing_one_is_reported(tmp_path: Path) -> None:
     project = {"dependencies": ["trio>=1"], "optional-dependencies": {"server": ["rich>=13"]}}
     locks = requirements_by_lock({"project": project})
     assert (locks["agent"], locks["server"]) == (["trio>=1"], ["rich>=13", "trio>=1"])

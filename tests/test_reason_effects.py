@@ -1,4 +1,4 @@
-"""What follows from each reason, on both sides: one table, held against the programs that act on it."""
+"""The effects of each reason at server and agent: one table, compared with what the programs do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio.testing
 
 from certs.x509 import VerifiedCertificate
 from tests.agent.attach.test_loop import FakeLink
-from tests.server.nodes.test_attach import Door, open_door
+from tests.server.nodes.test_attach import AgentsPort, open_agents_port
 from tests.support.fakes import memory_link
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
 from tests.support.pki import authority as pki
@@ -160,7 +160,7 @@ def test_the_level_of_the_line_of_a_closed_stream(reason: Reason, caplog: pytest
 
 
 @each_reason
-def test_what_is_no_error_has_no_line_where_errors_are_wanted(
+def test_a_normal_end_has_no_line_where_only_errors_are_logged(
     reason: Reason, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qanat.streams")
@@ -171,7 +171,7 @@ def test_what_is_no_error_has_no_line_where_errors_are_wanted(
 
 
 @each_reason
-def test_the_audit_has_who_was_not_let_in(reason: Reason) -> None:
+def test_the_audit_has_every_refused_identity(reason: Reason) -> None:
     lines: list[AuditLine] = []
     Refusals(lines.append, lambda: 0.0).note("https", "10.0.0.1:5", Refused(reason))
     assert [line.reason for line in lines] == [reason.word] * EFFECTS[reason.word].is_audited
@@ -182,7 +182,7 @@ def test_the_audit_has_who_was_not_let_in(reason: Reason) -> None:
 
 @each_reason
 async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
-    """The session goes on only where the same session may be accepted in a moment."""
+    """The agent keeps its session only for a reason after which a server may accept the same session soon."""
     tries = 0
 
     async def refuse(*_: object) -> Attachment:
@@ -192,7 +192,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
         raise Refused(reason)
 
     async with lost_session() as link:
-        resumer = SessionFailover(
+        failover = SessionFailover(
             link,
             refuse,
             response_timeout_seconds=10,
@@ -201,7 +201,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
             on_carried=trio.lowlevel.checkpoint,
         )
         with trio.move_on_after(30):
-            await resumer.run()
+            await failover.run()
         if EFFECTS[reason.word].retry == "same_session":
             assert tries > 5
             assert link.ended is None
@@ -212,7 +212,7 @@ async def test_a_resumption_that_is_refused(reason: Reason, autojump_clock: trio
 
 @each_reason
 async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
-    """Tried again with the usual back-off, unless somebody has to act first."""
+    """The agent tries again with the usual back-off, unless an operator has to act first."""
     tried: list[float] = []
 
     @asynccontextmanager
@@ -228,14 +228,16 @@ async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: tri
 
 
 @each_reason
-async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_retry_times_that_the_server_sends(
+    reason: Reason, autojump_clock: trio.testing.MockClock
+) -> None:
     class Refusing(CredentialWatch):
         def require(self, proven: VerifiedCertificate | None) -> None:
             raise Refused(reason)
 
-    async with open_door() as door:
+    async with open_agents_port() as agents_port:
         rejected = await attach_at(
-            door, Refusing(door.revoked, lambda: datetime.now(UTC), lambda ended: None)
+            agents_port, Refusing(agents_port.revoked, lambda: datetime.now(UTC), lambda ended: None)
         )
         if reason is Reason.DONE:  # a rejection is never a success
             assert rejected.reason is Reason.PROTOCOL_ERROR
@@ -247,7 +249,7 @@ async def test_when_the_server_lets_come_back(reason: Reason, autojump_clock: tr
 
 @asynccontextmanager
 async def lost_session() -> AsyncIterator[memory_link.Session]:
-    """The agent's end of a session in grace, which has just lost its carrier."""
+    """Yield the agent's end of a session in grace, which has just lost its carrier."""
     async with memory_link.memory_links(Limits(grace_seconds=600), grace_ms=600_000) as pair:
         carrier = pair.carriers[1]
         assert isinstance(carrier, MemoryCarrier)
@@ -257,11 +259,11 @@ async def lost_session() -> AsyncIterator[memory_link.Session]:
         yield pair.agent
 
 
-async def attach_at(door: Door, standing: CredentialWatch) -> AttachRejected:
-    door.make_attachments(standing)
+async def attach_at(agents_port: AgentsPort, watch: CredentialWatch) -> AttachRejected:
+    agents_port.make_acceptor(watch)
     leaf = pki.node_leaf("edge1").credential.certificate_pem
-    near, far = memory_carriers(door.nursery, leaf_pem=leaf)
-    door.attachments.take(near)
+    near, far = memory_carriers(agents_port.nursery, leaf_pem=leaf)
+    agents_port.acceptor.take(near)
     with pytest.raises(AttachRejected) as caught:
-        await Attachment(far, AgentHandshake(memory_link.hello(door.limits))).settle(10)
+        await Attachment(far, AgentHandshake(memory_link.hello(agents_port.limits))).settle(10)
     return caught.value

@@ -1,4 +1,4 @@
-"""Which room may import which, and how large a module may be: the order of the folders in each package."""
+"""The order of the rooms in each package, which decides their imports, and the size of modules."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ APART = [{"congestion", "mux", "carrier"}, {"streams", "config", "runtime"}]
 
 
 def room(module: str) -> str:
-    """``tunnel_core.wire`` for all modules of that folder; a module that stands alone is its own room."""
+    """Return the room of a module: its folder, such as ``tunnel_core.wire``, or the module itself."""
     return ".".join(module.split(".")[:2])
 
 
 def edges(package: str) -> dict[str, set[str]]:
-    """The rooms of a package, and those that each imports, also late or only for types."""
+    """Return the rooms of a package, with the rooms that each imports, also late or only for types."""
     found: dict[str, set[str]] = {}
     for module in modules():
         if top(module) == package and module != package:
@@ -89,7 +89,7 @@ def test_no_room_imports_one_above_it(package: str) -> None:
 
 
 @pytest.mark.parametrize("rooms", APART, ids=lambda rooms: "-".join(sorted(rooms)))
-def test_some_rooms_know_nothing_of_each_other(rooms: set[str]) -> None:
+def test_some_rooms_do_not_import_each_other_in_either_direction(rooms: set[str]) -> None:
     found = edges("tunnel_core")
     names = {f"tunnel_core.{name}" for name in rooms}
     assert not {(one, other) for one in names for other in found[one] & names}
@@ -166,7 +166,7 @@ def _long_functions(module: str, path: Path) -> set[str]:
     "package", ["tunnel_core", "tunnel_server", "tunnel_agent", "tunnel_client", "certs"]
 )
 def test_an_init_has_no_code(package: str) -> None:
-    """It is loaded with every module of its folder, and the health probe loads as little as it can."""
+    """Every import from a folder loads its ``__init__.py``, and the health probe must start fast."""
     for path in (ROOT / package).rglob("__init__.py"):
         body = ast.parse(path.read_text()).body
         assert all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in body), path

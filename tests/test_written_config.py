@@ -1,4 +1,4 @@
-"""What `init` and `join` write: each key is there, and a commented line shows its default."""
+"""The configurations that `init` and `join` write have each key; a commented line shows the default."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_key_is_there_and_a_commented_line_shows_its_default(file: str) -> 
 
 
 def _find(raw: Any, path: list[str]) -> tuple[str, Any]:
-    """Where the last table of the name has this key, as ``key_lines`` says it, and its value."""
+    """Return the last table with this key, named as ``key_lines`` names it, and the key's value."""
     place = ""
     for name in path:
         assert name in raw, f"{'.'.join(path)} is not in the file"
@@ -57,7 +57,7 @@ def _find(raw: Any, path: list[str]) -> tuple[str, Any]:
 
 
 @pytest.mark.parametrize("file", WRITTEN)
-def test_it_is_taken_as_it_is_and_with_every_line(file: str) -> None:
+def test_the_written_configuration_is_valid_as_it_is_and_with_every_line(file: str) -> None:
     text, schema = WRITTEN[file]
     source = Source(Path("/c/x.toml"), DATA)
     for one in (text, _COMMENTED.sub("", text)):

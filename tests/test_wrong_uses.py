@@ -1,4 +1,4 @@
-"""Wrong uses of the three commands, each with its exit code and the sentence that leads on.
+"""Wrong uses of the three commands, each with its exit code and the sentence that names the next step.
 
 One table: what a person types, in which situation, and what has to be in the answer. Uses that need a
 running server or agent follow below it.
@@ -31,17 +31,17 @@ from tunnel_server.main import main as server
 
 PROGRAMS = {"qanat": client, "qanat-agent": agent, "qanat-server": server}
 NOBODYS = 1
-"""A port where nothing listens: below 1024, and of a service that is no more."""
+"""A port without a listener: below 1024, and of a service that no longer exists."""
 RULE = "a node name has lower-case letters, digits, '-' and dots"
 JOIN = "join a server (`qanat-agent join SERVER`), or bring a bundle from `qanat-server issue node NAME`"
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """``said`` is literal text. In both texts ``{here}`` is the folder of the fixture ``here``."""
+    """``expected`` is literal text. In both texts ``{here}`` is the folder of the fixture ``here``."""
 
     typed: str
-    said: str
+    expected: str
     code: int = 2
 
 
@@ -155,7 +155,7 @@ MADE = [
 
 @contextlib.contextmanager
 def as_a_person(folder: Path) -> Iterator[Path]:
-    """This process has no privileges and its own files below ``folder``, where root has nothing either."""
+    """Take the privileges from this process, and put its files and those of root below ``folder``."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("QANAT_CONFIG", "QANAT_BUNDLE", "SUDO_USER"):
             patch.delenv(name, raising=False)
@@ -169,14 +169,14 @@ def as_a_person(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a person on a fresh machine."""
+    """Return the folder of a person on a fresh machine."""
     with as_a_person(tmp_path) as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a person who has made a server and two bundles. For tests that change nothing in it."""
+    """Return the folder of a person who made a server and two bundles. Tests must not change the folder."""
     with as_a_person(tmp_path_factory.mktemp("made")) as folder:
         lines = [f"qanat-server init --name localhost --data-dir {folder}/server --https-port {NOBODYS}"]
         for role, name in (("user", "kim"), ("node", "edge1")):
@@ -189,20 +189,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_agent(file: Path, ops: str, made: Path) -> list[str]:
-    """The configuration of an agent with the bundle that was made, and the command that runs it."""
+    """Write the configuration of an agent with the made bundle, and return the command that runs it."""
     file.write_text(f'bundle_file = "{made}/edge1.pem"\n[ops]\nlisten = "{ops}"\n')
     return [*AGENT, "run", "--config", str(file)]
 
 
 def typed(line: str) -> Result:
-    """What a program answers to a command line, in this process."""
+    """Run a command line in this process, and return the answer."""
     name, *arguments = shlex.split(line)
     return CliRunner().invoke(PROGRAMS[name], arguments, prog_name=name)
 
 
 def check(wrong: Wrong, here: Path) -> None:
     result = typed(wrong.typed.format(here=here))
-    assert wrong.said.format(here=here) in result.output
+    assert wrong.expected.format(here=here) in result.output
     assert result.exit_code == wrong.code, result.output
     assert isinstance(result.exception, SystemExit), result.exception
 
@@ -234,7 +234,7 @@ def test_beside_a_server_that_does_not_run(wrong: Wrong, made: Path) -> None:
         ("qanat-agent renew", "agent.toml"),
     ],
 )
-def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
+def test_a_command_without_the_needed_sudo(here: Path, line: str, file: str) -> None:
     (here / "etc").mkdir()
     (here / "etc" / file).touch()
     result = typed(line)
@@ -242,7 +242,7 @@ def test_a_forgotten_sudo(here: Path, line: str, file: str) -> None:
     assert re.search(rf"f you mean .*{here}/etc/{file}\)?, run this as root, with sudo", result.output)
 
 
-def test_an_own_server_is_no_service(here: Path) -> None:
+def test_a_users_own_server_is_no_service(here: Path) -> None:
     own = here / "config/qanat/server.toml"
     own.parent.mkdir(parents=True)
     own.touch()
@@ -276,7 +276,7 @@ def test_root_by_sudo_is_led_to_the_bundle_of_the_person(here: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ("[https]\nlisten = ['[::]:7001']",
          "https.listen: [::]:7001 cannot be listened on, because agents.listen has [::]:7001; give"),
@@ -293,17 +293,17 @@ def test_root_by_sudo_is_led_to_the_bundle_of_the_person(here: Path, monkeypatch
          "connect.unix.path: /run/q.sock is the socket of [admin] too"),
     ],
 )  # fmt: skip
-def test_two_listeners_in_one_place(here: Path, changes: str, said: str) -> None:
+def test_two_listeners_in_one_place(here: Path, changes: str, expected: str) -> None:
     file = here / "server.toml"
     file.write_text(changes)
     result = typed(f"qanat-server run --config {file}")
-    assert (result.exit_code, f"{file}: {said}" in result.output) == (2, True), result.output
+    assert (result.exit_code, f"{file}: {expected}" in result.output) == (2, True), result.output
 
 
 # What has its place already.
 
 
-async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -> None:
+async def test_a_second_agent_names_the_first(made: Path, tmp_path: Path) -> None:
     async with running(write_agent(tmp_path / "first.toml", "127.0.0.1:0", made)) as first:
         page = (await first.line("started"))["status"]
         command = write_agent(tmp_path / "second.toml", page.removeprefix("http://").rstrip("/"), made)
@@ -311,7 +311,7 @@ async def test_a_second_agent_is_told_of_the_first(made: Path, tmp_path: Path) -
         await assert_refused(command, f"an agent runs on this machine already, for node edge1; {status}")
 
 
-async def test_an_agent_is_told_of_another_program_at_its_port(made: Path, tmp_path: Path) -> None:
+async def test_an_agent_names_another_program_at_its_port(made: Path, tmp_path: Path) -> None:
     async with listening(ignore) as address:
         command = write_agent(tmp_path / "agent.toml", address, made)
         port = address.rpartition(":")[2]
@@ -320,14 +320,14 @@ async def test_an_agent_is_told_of_another_program_at_its_port(made: Path, tmp_p
         )
 
 
-async def assert_refused(command: list[str], said: str) -> None:
+async def assert_refused(command: list[str], expected: str) -> None:
     ran = await trio.run_process(command, capture_stderr=True, check=False)
-    assert said in ran.stderr.decode()
+    assert expected in ran.stderr.decode()
     assert ran.returncode == 1
 
 
-async def test_servers_are_told_what_is_taken(made: Path, tmp_path: Path) -> None:
-    """The data folder first, then each port."""
+async def test_a_server_names_the_folder_or_port_that_is_taken(made: Path, tmp_path: Path) -> None:
+    """The server checks the data folder first, then each port."""
     for name in ("first", "second"):
         shutil.copytree(made / "server", tmp_path / name)
     command = serving(tmp_path / "first", dict.fromkeys(LISTENERS, 0))
@@ -345,7 +345,7 @@ LISTENERS = ("agents", "https", "web", "ops")
 
 
 def serving(folder: Path, ports: Mapping[str, int]) -> list[str]:
-    """The command of a server with its data in ``folder`` and its listeners at those ports."""
+    """Return the command of a server with its data in ``folder`` and its listeners at those ports."""
     lines = [f'data_dir = "{folder}"']
     for name, port in ports.items():
         address = f'"127.0.0.1:{port}"'

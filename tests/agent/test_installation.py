@@ -62,7 +62,7 @@ def test_services_and_the_built_in_one_are_announced(tmp_path: Path) -> None:
     assert installation.policy().find(Target.parse("127.0.0.1:1880"))
 
 
-def test_a_missing_bundle_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_bundle_names_the_cure(tmp_path: Path) -> None:
     problem = problem_of(config_in(tmp_path, ""))
     assert problem.key == "bundle_file"
     assert "qanat-server issue node NAME" in problem.fix

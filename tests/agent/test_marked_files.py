@@ -1,4 +1,4 @@
-"""Files that people edit, with a byte order mark: accepted. In UTF-16: refused, and the message says so.
+"""Files that people edit, with a byte order mark: accepted. In UTF-16: refused, and the message names UTF-16.
 
 Tokens that are pasted with one are tested in ``join/test_wrong_uses``.
 """

@@ -70,9 +70,9 @@ async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
 
     def used(attempt: Attachment) -> None:
         assert attempt.steps.hello is not None
-        sent_hello, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
+        received_hello, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
-        links.append(Session(sent_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
+        links.append(Session(received_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
         links[0].move_to(attempt, 0)
 
     steps = ServerHandshake(lambda _: welcome(Limits()))
@@ -207,7 +207,7 @@ async def _status_of(config: Path) -> tuple[int, dict[str, object]]:
     return result.returncode, json.loads(result.stdout)
 
 
-async def test_commands_that_cannot_do_their_work_say_why(tmp_path: Path) -> None:
+async def test_commands_that_cannot_do_their_work_name_the_cause(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("servres = []\n")
     bad = await run_command("run", "--config", str(tmp_path / "bad.toml"))
     assert (bad.returncode, b"did you mean servers?" in bad.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""Bundle files: what is written is read back, anything else is refused with a sentence."""
+"""Bundle files: a written bundle is read back; any other content is refused with a sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BUNDLE = make_bundle()
 TEXT = format_bundle(BUNDLE)
 
 
-def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
+def test_a_written_bundle_reads_back_the_same(tmp_path: Path) -> None:
     write_bundle(tmp_path / "node.pem", BUNDLE)
     assert read_bundle(tmp_path / "node.pem") == BUNDLE
     assert (tmp_path / "node.pem").stat().st_mode & 0o777 == 0o600
@@ -66,7 +66,7 @@ def test_openssl_loads_the_file_as_key_and_chain_and_trust(tmp_path: Path) -> No
     assert len(context.get_ca_certs()) == 2
 
 
-def test_its_key_is_never_shown() -> None:
+def test_the_key_of_a_bundle_is_never_shown() -> None:
     assert "PRIVATE" not in repr(BUNDLE)
 
 
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (b"Identity", b"Identit\xc3\xa4t", "not plain text"),
     ],
 )
-def test_what_does_not_fit_is_refused(old: bytes, new: bytes, sentence: str) -> None:
+def test_parts_that_do_not_match_are_refused(old: bytes, new: bytes, sentence: str) -> None:
     assert old in TEXT
     with pytest.raises(ValueError, match=sentence):
         parse_bundle(TEXT.replace(old, new))
@@ -117,7 +117,7 @@ def test_two_keys_are_refused() -> None:
         parse_bundle(TEXT + BUNDLE.key_pem)
 
 
-def test_no_end_of_blocks_is_refused_early() -> None:
+def test_endless_blocks_are_refused_early() -> None:
     with pytest.raises(ValueError, match="more than 32"):
         split_pem(BUNDLE.roots_pem * 40)
 

@@ -28,7 +28,7 @@ def authority() -> Authority:
     return create_authority("d.example").authority
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_authority_loads_as_the_same(tmp_path: Path) -> None:
     new = create_authority("d.example")
     save_new(new, tmp_path / "deep" / "ca")
     assert load_authority(tmp_path / "deep" / "ca") == new.authority
@@ -42,13 +42,13 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "deep" / "ca").stat().st_mode) == 0o700
 
 
-def test_it_issues_with_the_root_key_offline(tmp_path: Path) -> None:
+def test_the_authority_issues_with_the_root_key_offline(tmp_path: Path) -> None:
     save_new(create_authority("d.example"), tmp_path / "ca")
     (tmp_path / "ca" / "root-key.pem").unlink()
     assert load_authority(tmp_path / "ca").issue(Role.NODE, "edge1").chain_pem
 
 
-def test_saving_keeps_what_exists(tmp_path: Path) -> None:
+def test_saving_keeps_existing_files(tmp_path: Path) -> None:
     first = create_authority("d.example")
     save_new(first, tmp_path / "ca")
     with pytest.raises(FileExistsError):
@@ -95,7 +95,7 @@ def test_a_leaf_may_not_outlive_its_issuer(authority: Authority) -> None:
         authority.issue(Role.NODE, "edge1", days=2000)
 
 
-def test_lives_are_as_documented(authority: Authority) -> None:
+def test_validity_periods_are_as_documented(authority: Authority) -> None:
     now = datetime.datetime.now(datetime.UTC)
     leaf = authority.issue(Role.NODE, "edge1")
     lives = [

@@ -1,4 +1,4 @@
-"""Key files on disk: whole or not there, private whatever the umask, refused if others can read them."""
+"""Key files on disk: complete or absent, private whatever the umask, refused if others can read them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     assert read_private(tmp_path / "key") == b"k"
 
 
-def test_a_new_content_replaces_the_old_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_new_content_replaces_the_old_and_leaves_no_other_file(tmp_path: Path) -> None:
     write_public(tmp_path / "key", b"old")
     write_private(tmp_path / "key", b"new")
     assert read_private(tmp_path / "key") == b"new"
@@ -84,7 +84,7 @@ def test_folders_are_private_if_new_and_left_alone_if_not(tmp_path: Path) -> Non
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o755
 
 
-def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_key_file_is_refused(tmp_path: Path) -> None:
     write_private(tmp_path / "large", b"x" * (256 * 1024 + 1))
     with pytest.raises(KeyFileError, match="larger than 256 KiB"):
         read_private(tmp_path / "large")
@@ -93,7 +93,7 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
-    """As root that would be /dev/null of the whole machine."""
+    """For root that could be /dev/null of the whole machine."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for act in (lambda: write_private(pipe, b"k"), lambda: remove_interrupted(pipe)):
@@ -102,7 +102,7 @@ def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     for name in ("[key]", ".[key].0123456789abcdef", ".[key].old", "k"):
         (tmp_path / name).touch()
     remove_interrupted(tmp_path / "[key]")
@@ -110,7 +110,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     assert {file.name for file in tmp_path.iterdir()} == {".[key].old", "k"}
 
 
-def test_what_a_killed_writer_left_goes_without_the_file(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed_without_the_written_one(tmp_path: Path) -> None:
     for name in ("key", ".key.0123456789abcdef"):
         (tmp_path / name).touch()
     remove_staged(tmp_path / "key")
@@ -138,7 +138,7 @@ def status(mode: int, *, owner: int, group: int) -> os.stat_result:
         (0o604, 1000, 1000, False),
     ],
 )
-def test_a_group_of_ones_own_may_read_what_root_or_oneself_owns(
+def test_a_group_of_the_process_may_read_files_of_root_or_its_user(
     monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, group: int, private: bool
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -152,7 +152,7 @@ def test_a_group_of_ones_own_may_read_what_root_or_oneself_owns(
         check_private(Path("/etc/qanat/node.pem"), status(mode, owner=owner, group=group))
 
 
-def test_the_cure_fits_who_may_change_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cure_fits_the_user_who_may_change_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "getgroups", lambda: [1000])
     path = Path("/etc/qanat/node.pem")
@@ -172,7 +172,9 @@ MOUNTS = r"""
 """
 
 
-def test_where_modes_mean_nothing_the_mount_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_file_system_without_modes_the_mount_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mountinfo").write_text(MOUNTS)
     monkeypatch.setattr(file_modes, "_MOUNTS", tmp_path / "mountinfo")
     open_to_all = status(0o755, owner=0, group=0)
@@ -211,7 +213,7 @@ def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What FAT answers to a hard link and to a chmod. (exFAT by FUSE ignores the chmod; see below.)"""
+    """Make hard links and chmod fail as on FAT. (exFAT by FUSE ignores the chmod; see below.)"""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -244,7 +246,7 @@ def test_without_hard_links_a_failure_leaves_nothing(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_key_is_not_written_where_all_can_read_it(
+def test_a_key_is_not_written_where_every_user_can_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     """FAT refuses the chmod, and CIFS ignores it."""

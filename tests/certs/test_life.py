@@ -1,4 +1,4 @@
-"""Validity of certificates, read without the library and compared with what the library reads."""
+"""The validity of certificates, read without the library and compared with what the library reads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
 
 NOW = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
-moments = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)).map(
+dates = st.timedeltas(datetime.timedelta(), datetime.timedelta(days=365 * 140)).map(
     lambda after: datetime.datetime(1951, 1, 1, tzinfo=datetime.UTC) + after
 )
 
 
-@given(moments, st.integers(1, 3000))
-def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> None:
+@given(dates, st.integers(1, 3000))
+def test_the_dates_are_those_that_the_library_reads(now: datetime.datetime, days: int) -> None:
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
     description = describe(chain)
@@ -34,7 +34,7 @@ def test_it_reads_what_the_library_reads(now: datetime.datetime, days: int) -> N
 
 
 @given(st.data())
-def test_what_is_damaged_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_damaged_certificate_is_read_or_refused(data: st.DataObject) -> None:
     der = bytearray(
         x509.load_pem_x509_certificate(pki.node_leaf("edge1").chain_pem).public_bytes(Encoding.DER)
     )
@@ -48,13 +48,13 @@ def test_what_is_damaged_is_read_or_refused(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAA=A\n-----END CERTIFICATE-----\n"])
-def test_what_is_none_is_refused(text: bytes) -> None:
+def test_text_that_is_no_certificate_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         life_of(text)
 
 
 @pytest.mark.parametrize("seconds", [60.0, 3600.0, 30 * 86400.0])
-def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(seconds: float) -> None:
+def test_a_back_dated_certificate_is_renewed_at_two_thirds_of_the_rest(seconds: float) -> None:
     leaf = pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400, now=NOW)
     validity = life_of(leaf.chain_pem)
     assert validity.issued == NOW
@@ -63,11 +63,11 @@ def test_it_is_renewed_at_two_thirds_of_what_is_left_after_its_back_dating(secon
     assert at == pytest.approx([0.6, 2 / 3, 11 / 15])
 
 
-def test_one_that_was_not_back_dated_is_renewed_at_two_thirds_of_all() -> None:
-    validity = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
-    assert validity.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
+def test_a_certificate_that_was_not_back_dated_is_renewed_at_two_thirds() -> None:
+    life = ValidityPeriod("1", NOW, NOW + datetime.timedelta(seconds=90))
+    assert life.renewal(0.5) == NOW + datetime.timedelta(seconds=60)
 
 
-def test_it_loads_no_library() -> None:
+def test_reading_dates_loads_no_library() -> None:
     program = "import sys, certs.life; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0  # noqa: S603

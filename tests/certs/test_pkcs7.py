@@ -21,7 +21,7 @@ SHOP = SpiffeId("d.example", Role.NODE, "shop-7")
 AUTHORITY = create_authority("d.example").authority
 
 
-def test_a_chain_comes_back_in_order_whatever_the_set_made_of_it() -> None:
+def test_a_chain_is_read_in_order_whatever_the_order_of_the_set() -> None:
     made = make_request(SHOP)
     certified = AUTHORITY.certify(read_request(made.request_der), SHOP)
     others = create_authority("d.example").authority
@@ -37,7 +37,7 @@ def test_an_answer_for_another_key_is_refused() -> None:
         chain_for(make_request(SHOP).key_pem, split_pem(certified.chain_pem))
 
 
-def test_openssl_reads_what_we_write_and_we_read_what_it_writes(tmp_path: Path) -> None:
+def test_openssl_reads_our_answers_and_we_read_those_of_openssl(tmp_path: Path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("needs openssl: apt-get install openssl")
@@ -54,7 +54,7 @@ def test_openssl_reads_what_we_write_and_we_read_what_it_writes(tmp_path: Path) 
     ("data", "sentence"),
     [(b"!", "not base64"), (b"AAAA", "no readable"), (b"A" * 200_000, "larger than"), (b"", "no readable")],
 )
-def test_what_is_no_answer_is_told(data: bytes, sentence: str) -> None:
+def test_a_text_that_is_no_answer_is_refused_with_the_cause(data: bytes, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_certs_only(data)
 

@@ -1,4 +1,4 @@
-"""Certificate requests: what a node makes, what others send, and what is refused."""
+"""Certificate requests of nodes and of other clients, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def refusal(data: bytes, identity: SpiffeId = SHOP) -> tuple[Reason, str]:
     return caught.value.reason, caught.value.detail
 
 
-def test_what_a_node_makes_the_server_reads() -> None:
+def test_the_server_reads_the_request_of_a_node() -> None:
     made = make_request(SHOP)
     read = read_request(made.request_der)
     assert (read.uris, read.common_names, read.dns_names) == ((str(SHOP),), ("node shop-7",), ())
@@ -99,7 +99,7 @@ def test_der_pem_and_the_base64_of_est_are_the_same(wrapped: Callable[[bytes], b
         request(key=RSA_KEY, digest=hashes.SHA512()),
     ],
 )
-def test_what_standard_clients_send_is_enough(data: bytes) -> None:
+def test_requests_of_standard_clients_are_enough(data: bytes) -> None:
     require_names(read_request(data), SHOP)
 
 
@@ -145,7 +145,7 @@ def key_usage(**wanted: bool) -> x509.KeyUsage:
         (request() + b"\x00", "cannot be read"),
     ],
 )
-def test_what_asks_for_more_or_is_no_request_is_refused(data: bytes, sentence: str) -> None:
+def test_a_request_for_more_or_an_invalid_one_is_refused(data: bytes, sentence: str) -> None:
     reason, detail = refusal(data)
     assert reason is Reason.BAD_CSR
     assert sentence in detail
@@ -213,10 +213,10 @@ _DER = make_request(SHOP).request_der
 
 
 @given(st.integers(0, len(_DER) - 1), st.integers(1, 255), st.booleans())
-def test_a_request_with_one_byte_changed_is_refused_or_says_the_same(
+def test_a_request_with_one_byte_changed_is_refused_or_means_the_same(
     place: int, change: int, as_base64: bool
 ) -> None:
-    """The same: the count of unused bits in the signature's BIT STRING may be one that fits it, too."""
+    """Another valid count of unused bits in the signature's BIT STRING leaves the meaning the same."""
     changed = bytearray(_DER)
     changed[place] ^= change
     data = base64.encodebytes(bytes(changed)) if as_base64 else bytes(changed)
@@ -249,7 +249,7 @@ def test_a_leaf_of_a_minute_is_back_dated_and_fits_the_key(authority: Authority)
     assert made.root_pin == authority.root_pin
 
 
-def test_the_leaf_says_what_we_say_whatever_was_asked(authority: Authority) -> None:
+def test_the_content_of_a_leaf_does_not_depend_on_the_request(authority: Authority) -> None:
     asked = read_request(request(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])))
     loaded = x509.load_pem_x509_certificate(authority.certify(asked, SHOP).chain_pem)
     usages = loaded.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -266,7 +266,7 @@ def test_near_the_end_of_the_issuing_certificate_leaves_get_shorter(authority: A
         authority.certify(read()[0], SHOP, now=ends)
 
 
-def test_another_identity_gets_nothing(authority: Authority) -> None:
+def test_another_identity_gets_no_certificate(authority: Authority) -> None:
     asked = read_request(request(common_name="shop-8"))
     with pytest.raises(Refused) as caught:
         authority.certify(asked, SHOP)

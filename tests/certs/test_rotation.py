@@ -70,13 +70,13 @@ def test_only_the_next_step_is_allowed(rotation: Rotation, step: RotationStep) -
     assert f"ca rotate {NEXT[rotation.phase].value}`, not {step.value}" in caught.value.detail
 
 
-def test_a_switch_cuts_off_who_has_not_got_the_new_root() -> None:
+def test_a_switch_ends_the_access_of_holders_without_the_new_root() -> None:
     old, new = alive("shop-7", "aa", 9), alive("shop-8", "aa", 10)
     server = alive("main", "aa", 0, Role.SERVER)
     assert ADDED.cut_by(RotationStep.SWITCH, [old, new, server]) == [old]
 
 
-def test_a_retirement_cuts_off_who_leads_to_the_old_root() -> None:
+def test_a_retirement_ends_the_access_of_certificates_of_the_old_root() -> None:
     old, new, server = alive("a", "aa", 11), alive("b", "bb", 12), alive("main", "aa", 0, Role.SERVER)
     cut = SWITCHED.cut_by(RotationStep.RETIRE, [old, new, server])
     assert cut == [old, server]
@@ -96,7 +96,7 @@ def test_another_root_is_no_new_issuing_certificate() -> None:
     ("generations", "signing", "past"),
     [((), 0, ()), ((FIRST, SECOND, FIRST), 0, ()), ((FIRST,), 1, ()), ((FIRST,), 0, (".",))],
 )
-def test_states_that_cannot_be(
+def test_impossible_states_are_refused(
     generations: tuple[Generation, ...], signing: int, past: tuple[str, ...]
 ) -> None:
     with pytest.raises(ValueError, match="generation"):
@@ -108,7 +108,7 @@ def test_states_that_cannot_be(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An authority as an earlier version made it."""
+    """Return the folder of an authority that an earlier version made."""
     save_new(create_authority("d.example"), tmp_path / "ca")
     return tmp_path / "ca"
 
@@ -209,7 +209,7 @@ def test_a_new_issuing_certificate_does_not_outlive_its_root(folder: Path) -> No
 
 
 class Died(BaseException):
-    """The process was killed."""
+    """The simulated end of the process."""
 
 
 @pytest.mark.parametrize("survived", range(6))
@@ -253,7 +253,7 @@ def test_a_crash_at_any_file_changes_nothing_and_the_step_can_be_done_again(
         ({"past": None}, "cannot be read"),
     ],
 )
-def test_a_damaged_state_is_told(folder: Path, change: dict[str, object], sentence: str) -> None:
+def test_a_damaged_state_is_reported(folder: Path, change: dict[str, object], sentence: str) -> None:
     add(folder)
     state = json.loads((folder / "state.json").read_text()) | change
     (folder / "state.json").write_text(json.dumps(state))
@@ -261,14 +261,14 @@ def test_a_damaged_state_is_told(folder: Path, change: dict[str, object], senten
         load_authority(folder)
 
 
-def test_a_state_whose_folder_is_gone_is_told(folder: Path) -> None:
+def test_a_state_whose_folder_is_gone_is_reported(folder: Path) -> None:
     add(folder)
     shutil.rmtree(folder / "2")
     with pytest.raises(AuthorityError, match=r"2/root\.pem cannot be read"):
         load_authority(folder)
 
 
-def test_the_servers_certificate_is_made_anew_for_the_same_key_and_names(folder: Path) -> None:
+def test_the_servers_certificate_is_issued_again_for_the_same_key_and_names(folder: Path) -> None:
     old = load_authority(folder)
     leaf = old.issue(Role.SERVER, "main", names=("tunnel.example.com", "127.0.0.1", "::1"))
     add(folder)
@@ -296,7 +296,7 @@ def test_a_damaged_file_of_the_authority_is_named(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["root.pem", "issuing.pem", "issuing-key.pem"])
-def test_an_editors_mark_in_the_authority_does_no_harm(tmp_path: Path, name: str) -> None:
+def test_a_byte_order_mark_in_the_authority_is_accepted(tmp_path: Path, name: str) -> None:
     save_new(create_authority("example.com"), tmp_path / "ca")
     file = tmp_path / "ca" / name
     before = load_authority(tmp_path / "ca").root_pin

@@ -40,7 +40,7 @@ OTHER_TEXT = format_token(make_token(bytes(32), bytes(30)))
 
 
 @given(tokens)
-def test_there_and_back(token: Token) -> None:
+def test_a_token_reads_back_the_same(token: Token) -> None:
     text = format_token(token)
     assert parse_token(text) == parse_token(f"  {text.upper()}\n") == token
     assert text.startswith(f"qanat1_{token.id}")
@@ -57,7 +57,7 @@ def test_a_changed_pin_is_another_digest() -> None:
 
 
 @given(st.integers(0, len(TEXT) - 1), st.characters(codec="ascii"))
-def test_one_wrong_character_is_told_from_a_wrong_token(place: int, other: str) -> None:
+def test_a_mistyped_character_is_distinguished_from_a_wrong_token(place: int, other: str) -> None:
     changed = TEXT[:place] + other + TEXT[place + 1 :]
     if changed.strip().lower() == TEXT:
         return
@@ -79,7 +79,7 @@ def test_one_wrong_character_is_told_from_a_wrong_token(place: int, other: str) 
         (TEXT[:20] + TEXT[21] + TEXT[20] + TEXT[22:], "checksum does not match"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, sentence: str) -> None:
+def test_the_message_names_the_fault_of_a_token(text: str, sentence: str) -> None:
     with pytest.raises(TokenMistyped, match=sentence):
         parse_token(text)
 
@@ -90,7 +90,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert format_token(parse_token(text)) == text.strip().lower()
 
 
-# The name of the node, or the pattern.
+# The name of the node in a token.
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 names = st.lists(labels, min_size=1, max_size=4).map(".".join).filter(lambda name: len(name) <= MAX_NODE_NAME)
@@ -117,7 +117,7 @@ def test_the_longest_name() -> None:
 
 
 @given(st.integers(112, len(NAMED_TEXT) - 1), st.sampled_from("abcdefghijklmnopqrstuvwxyz234567"))
-def test_a_wrong_character_of_the_name_is_noticed(place: int, other: str) -> None:
+def test_a_wrong_character_in_the_name_is_detected(place: int, other: str) -> None:
     changed = NAMED_TEXT[:place] + other + NAMED_TEXT[place + 1 :]
     if changed != NAMED_TEXT:
         with pytest.raises(TokenMistyped, match="after its second _"):
@@ -125,7 +125,7 @@ def test_a_wrong_character_of_the_name_is_noticed(place: int, other: str) -> Non
 
 
 @given(st.integers(112, len(NAMED_TEXT) - 1))
-def test_a_name_that_is_cut_off_is_noticed(end: int) -> None:
+def test_a_truncated_name_is_detected(end: int) -> None:
     with pytest.raises(TokenMistyped, match="truncated or altered after its second _"):
         parse_token(NAMED_TEXT[:end])
 
@@ -136,12 +136,12 @@ def test_the_name_of_one_token_does_not_fit_another() -> None:
 
 
 @pytest.mark.parametrize("name", ["Edge", "a b", "edge_1", "*" * 5, "a" * 254])
-def test_it_names_nobody_who_cannot_be(name: str) -> None:
+def test_an_impossible_name_in_a_token_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="for a node or for a pattern"):
         replace(ONE, made_for=name)
 
 
-def test_too_much_after_the_name() -> None:
+def test_text_after_the_name_is_refused() -> None:
     with pytest.raises(TokenMistyped, match="too many"):
         parse_token(f"{TEXT}_{'a' * 5000}")
 
@@ -173,7 +173,7 @@ LINE = f"echo {NAMED_TEXT} | qanat-agent join tunnel.example.com:7002"
         NAMED_TEXT.upper(),
     ],
 )
-def test_a_token_is_found_in_what_is_pasted(text: str) -> None:
+def test_a_token_is_found_in_pasted_text(text: str) -> None:
     assert find_token(text) == NAMED
 
 
@@ -197,7 +197,7 @@ def test_a_token_is_found_in_what_is_pasted(text: str) -> None:
         (f"echo {NAMED_TEXT[:-3]} | qanat-agent join x", "truncated or altered"),
     ],
 )
-def test_what_is_no_token_says_why(text: str, sentence: str) -> None:
+def test_a_text_without_a_token_is_refused_with_the_cause(text: str, sentence: str) -> None:
     with pytest.raises(TokenMistyped, match=re.escape(sentence)) as caught:
         find_token(text)
     assert "hunter2" not in str(caught.value) and TEXT[24:40] not in str(caught.value)
@@ -224,16 +224,16 @@ def test_any_text_has_a_token_or_a_reason(text: str) -> None:
     ],
 )
 def test_a_token_in_the_arguments_is_not_echoed(arguments: list[str]) -> None:
-    message = trouble_with_arguments(arguments)
-    assert "standard input" in message and f"qanat-server token revoke {ONE.id}" in message
-    assert TEXT[24:30] not in message
+    output = trouble_with_arguments(arguments)
+    assert "standard input" in output and f"qanat-server token revoke {ONE.id}" in output
+    assert TEXT[24:30] not in output
 
 
 def test_arguments_without_a_token_are_fine() -> None:
     assert trouble_with_arguments(["join", "qanat1.example.com", "--name", "qanat1_a", ONE.id]) == ""
 
 
-def test_its_repr_shows_no_secret() -> None:
+def test_the_repr_of_a_token_shows_no_secret() -> None:
     assert repr(ONE) == f"Token(id='{ONE.id}', made_for='')"
     assert repr(NAMED) == f"Token(id='{ONE.id}', made_for='edge1')"
 

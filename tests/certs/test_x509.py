@@ -1,4 +1,4 @@
-"""Contents of certificates, and the identities that they prove."""
+"""The content of certificates, and which certificates prove an identity in which role."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def foreign_leaf(
     usages: Sequence[x509.ObjectIdentifier] = (CLIENT,),
     is_authority: bool | None = False,
 ) -> bytes:
-    """A self-signed leaf as some other issuer might make it, in PEM."""
+    """Return a self-signed leaf as another issuer might make it, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "elsewhere")])
     now = datetime.datetime.now(datetime.UTC)
@@ -93,7 +93,7 @@ def test_an_issued_leaf_proves_its_identity_as_pem_and_as_der(
         assert found == SpiffeId(DOMAIN, role, name)
 
 
-def test_each_wish_that_the_leaf_does_not_meet_has_its_reason(authority: Authority) -> None:
+def test_each_condition_that_a_leaf_does_not_meet_has_its_reason(authority: Authority) -> None:
     node = authority.issue(Role.NODE, "edge1").credential.certificate_pem
     server = authority.issue(Role.SERVER, "main").credential.certificate_pem
     assert refusal(node, role=Role.USER) is Reason.WRONG_ROLE
@@ -156,7 +156,7 @@ def test_bytes_that_are_no_certificate_are_refused(data: bytes) -> None:
 
 @pytest.mark.filterwarnings("ignore:Parsed a:cryptography.utils.CryptographyDeprecationWarning")
 @given(st.data())
-def test_a_damaged_certificate_is_refused_or_says_the_same(data: st.DataObject) -> None:
+def test_a_damaged_certificate_is_refused_or_means_the_same(data: st.DataObject) -> None:
     der = bytearray(DAMAGEABLE)
     position = data.draw(st.integers(0, len(der) - 1))
     der[position] = data.draw(st.integers(0, 255))
@@ -169,7 +169,7 @@ def test_a_damaged_certificate_is_refused_or_says_the_same(data: st.DataObject) 
 DAMAGEABLE = ssl.PEM_cert_to_DER_cert(foreign_leaf(["spiffe://d/node/a"]).decode())
 
 
-def test_the_chain_says_what_rfc_5280_wants(authority: Authority) -> None:
+def test_the_chain_conforms_to_rfc_5280(authority: Authority) -> None:
     leaf = authority.issue(Role.SERVER, "main", names=["tunnel.example.com", "2001:db8::1"])
     root, issuing, server = (
         x509.load_pem_x509_certificate(pem)
@@ -209,7 +209,7 @@ def test_a_name_longer_than_a_common_name_may_be_is_whole_in_the_identity(author
     assert len(describe(leaf).subject) == 64
 
 
-def test_describe_tells_what_people_ask(authority: Authority) -> None:
+def test_a_description_has_what_people_ask_for(authority: Authority) -> None:
     now = datetime.datetime(2030, 1, 1, 12, tzinfo=datetime.UTC)
     leaf = authority.issue(Role.SERVER, "main", names=["::1", "localhost"], days=10, now=now)
     description = describe(leaf.chain_pem)

@@ -111,7 +111,7 @@ async def test_nodes_as_json_are_what_the_server_sent(server: FakeServer, tmp_pa
     assert json.loads(result.stdout) == server.pages["nodes"]
 
 
-async def test_an_empty_list_of_nodes_says_what_to_do(server: FakeServer, tmp_path: Path) -> None:
+async def test_an_empty_list_of_nodes_names_the_next_step(server: FakeServer, tmp_path: Path) -> None:
     server.pages["nodes"] = {"nodes": []}
     result = await inside(tmp_path, "nodes")
     assert result.stdout.startswith("No node is known yet.")
@@ -398,8 +398,8 @@ async def test_forward_refuses_what_is_no_local_address(
         ({}, ""),
     ],
 )
-def test_a_node_says_what_a_request_would_meet(node: dict[str, Any], shown: str) -> None:
-    assert state_of(node) == shown
+def test_a_node_has_the_category_that_a_request_would_meet(node: dict[str, Any], told: str) -> None:
+    assert state_of(node) == told
 
 
 # the command as a whole

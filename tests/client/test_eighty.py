@@ -137,7 +137,7 @@ async def test_one_node_in_full_fits(server: FakeServer, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("columns", "given"), [(60, None), (200, "60")])
-async def test_a_terminal_says_its_width(
+async def test_a_terminal_reports_its_width(
     server: FakeServer, tmp_path: Path, columns: int, given: str | None
 ) -> None:
     own, other = pty.openpty()

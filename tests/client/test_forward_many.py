@@ -53,8 +53,8 @@ async def forward_process(made: Forwarded, *options: str) -> AsyncIterator[tuple
     process = await trio.lowlevel.open_process(command, env=environment(folder), **pipes)  # type: ignore[arg-type]
     assert process.stdout is not None and process.stderr is not None
     try:
-        announced = json.loads(await process.stdout.receive_some())
-        yield int(announced["listen"].rpartition(":")[2]), process
+        output = json.loads(await process.stdout.receive_some())
+        yield int(output["listen"].rpartition(":")[2]), process
     finally:
         process.kill()
         with trio.CancelScope(shield=True):

@@ -56,8 +56,8 @@ async def test_ssh_gets_the_way_the_name_and_its_own_arguments(server: FakeServe
     arguments = ["pi@edge1", "-p", "2222", "-L", "8080:localhost:80", "uptime", "--pretty"]
     ran = await ssh(tmp_path, "--bundle", bundle, "ssh", *arguments, path=fake_ssh(tmp_path))
     assert ran.returncode == 42, ran.stderr
-    ignored, printed = ran.stdout.splitlines()
-    words = json.loads(printed)
+    ignored, output = ran.stdout.splitlines()
+    words = json.loads(output)
     assert words[4:] == arguments
     assert words[2:4] == ["-o", "HostKeyAlias=edge1"]
     assert not int(ignored.split()[1], 16) & SIGPIPE_BIT

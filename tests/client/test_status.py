@@ -69,7 +69,7 @@ async def test_an_older_server_gives_less(server: FakeServer, tmp_path: Path) ->
     assert "Needs attention" in (await inside(tmp_path, "status")).stdout
 
 
-def test_the_page_fits_a_terminal_and_says_which_nodes_are_gone() -> None:
+def test_the_page_fits_a_terminal_and_lists_the_nodes_that_are_gone() -> None:
     name = "a-node-of-" + "a-shop-" * 8 + "7"
     warning = {
         "detail": f"node {name} has never attached",
@@ -88,14 +88,14 @@ def own(days_left: float) -> UserCertificate:
 
 
 @pytest.mark.parametrize(
-    ("days_left", "warning"),
+    ("days_left", "expected"),
     [(50, None), (10, "your certificate (kim) ends at"), (-1, "your certificate (kim) ended at")],
 )
-def test_a_person_is_reminded_of_the_own_certificate(days_left: float, warning: str | None) -> None:
+def test_a_person_is_reminded_of_the_own_certificate(days_left: float, expected: str | None) -> None:
     page = page_of({}, own(days_left), "0.1.0", NOW)
     details = [one["detail"] for one in page["warnings"]]
-    assert details == [] if warning is None else warning in details[0]
-    assert warning is None or page["warnings"][0]["cure"] == "on the server: qanat-server issue user kim"
+    assert details == [] if expected is None else expected in details[0]
+    assert expected is None or page["warnings"][0]["cure"] == "on the server: qanat-server issue user kim"
 
 
 def test_a_user_of_a_socket_has_no_certificate() -> None:

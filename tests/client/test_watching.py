@@ -128,7 +128,7 @@ def test_a_screen_shows_what_fits_and_leaves_it_at_the_end(monkeypatch: pytest.M
     assert "\x1b" not in screen.getvalue()
 
 
-async def test_without_nodes_it_says_so(
+async def test_a_watch_without_nodes_prints_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ScreenView(wide=False).show([], "")

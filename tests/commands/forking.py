@@ -53,10 +53,10 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         begin(case, *files)  # ends by SystemExit, as a program does; nothing above may catch that
     status = os.waitpid(child, 0)[1]
     restore_rights(case)
-    said = [os.pread(file, 100_000, 0).decode(errors="backslashreplace") for file in files]
+    text = [os.pread(file, 100_000, 0).decode(errors="backslashreplace") for file in files]
     for file in files:
         os.close(file)
-    return {"code": os.waitstatus_to_exitcode(status), "out": said[0], "err": said[1]}
+    return {"code": os.waitstatus_to_exitcode(status), "out": text[0], "err": text[1]}
 
 
 def _unnamed_file() -> int:

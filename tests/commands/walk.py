@@ -178,14 +178,14 @@ def installed(place: Path) -> Iterator[Walker]:
 
 
 def fault_of(answer: Mapping[str, Any], *, can_speak: bool) -> str:
-    said = answer["out"] + answer["err"]
-    if "Traceback" in said or "Exception ignored" in said or "fault of" in said:
+    output = answer["out"] + answer["err"]
+    if "Traceback" in output or "Exception ignored" in output or "fault of" in output:
         return "traceback"
     if answer["code"] not in range(6):
         return "exit code"
-    if answer["code"] != 0 and can_speak and not said.strip():
+    if answer["code"] != 0 and can_speak and not output.strip():
         return "silent"
-    return "names nothing" if ": None" in said else ""
+    return "names nothing" if ": None" in output else ""
 
 
 def of(program: str) -> list[Command]:

@@ -27,7 +27,7 @@ IN_PARIS = NOON.astimezone(timezone(timedelta(hours=1)))
 
 
 @pytest.mark.parametrize("moment", [NOON, IN_PARIS])
-def test_every_form_is_in_utc_and_says_so(moment: datetime) -> None:
+def test_every_form_is_in_utc_and_names_utc(moment: datetime) -> None:
     assert as_moment(moment) == "2026-01-01 12:00:03Z"
     assert as_minute(moment) == "2026-01-01 12:00Z"
     assert as_iso(moment) == "2026-01-01T12:00:03Z"

@@ -49,7 +49,7 @@ def test_a_code_of_a_later_version_is_a_protocol_error(code: int) -> None:
     assert reason_from_code(code) is Reason.PROTOCOL_ERROR
 
 
-def test_a_refusal_says_its_word_and_its_sentence() -> None:
+def test_a_refusal_has_its_word_and_its_sentence() -> None:
     refused = Refused(Reason.NODE_NOT_ATTACHED, "node edge-7 has no agent attached")
     assert (refused.reason, refused.detail) == (Reason.NODE_NOT_ATTACHED, "node edge-7 has no agent attached")
     assert str(refused) == "node_not_attached: node edge-7 has no agent attached"

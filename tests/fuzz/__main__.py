@@ -1,8 +1,8 @@
-"""Fuzzes what reads strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--seed N]``.
+"""Fuzz the parsers of strangers' bytes: ``python -m tests.fuzz [TARGET ...] [--seconds N] [--seed N]``.
 
-Targets run side by side, one process each, as many as there are processors. An input that finds a fault is
-printed, with the place where it is kept. With atheris (coverage-guided, ``pip install atheris``) if it can be
-imported, else with hypothesis.
+Targets run side by side, one process each, as many as there are processors. The program prints an
+input that finds a fault, and the file that keeps the input. It uses atheris (coverage-guided, ``pip install
+atheris``) if it can be imported, else hypothesis.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fuzz(target: str, chosen: argparse.Namespace) -> bool:
-    """Whether nothing was found. Leaves the folder of a run that found something."""
+    """Fuzz one target. Returns whether no fault was found; a run with a fault leaves its folder."""
     folder = Path(tempfile.mkdtemp(prefix=f"qanat-fuzz-{target}-"))
     found = folder / "found"
     found.mkdir()
@@ -60,11 +60,11 @@ def _fuzz(target: str, chosen: argparse.Namespace) -> bool:
             stderr=subprocess.STDOUT,
             timeout=chosen.seconds + _LATE_SECONDS,
         )
-    said = (folder / "log").read_text(errors="replace").splitlines()
+    output = (folder / "log").read_text(errors="replace").splitlines()
     _say(f"{target}: {'nothing found' if ran.returncode == 0 else 'FOUND, see ' + str(folder)}")
-    _say(f"  {said[-1] if said else ''} ({time.monotonic() - start:.0f} s)")
+    _say(f"  {output[-1] if output else ''} ({time.monotonic() - start:.0f} s)")
     if ran.returncode:
-        _say("\n".join(said[-40:]))
+        _say("\n".join(output[-40:]))
         return False
     if chosen.keep:
         _say(f"  {corpus.keep(target, [file.read_bytes() for file in found.iterdir()])} inputs kept")

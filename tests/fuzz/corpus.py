@@ -1,7 +1,7 @@
-"""The inputs that are kept: one file for each, in a folder for each target, few and small.
+"""The kept inputs: one file for each, in a folder for each target, few and small.
 
-What is new to a fuzzer is kept by hand: ``python -m tests.fuzz TARGET --keep``. Every everyday run of the
-tests reads them all, so an input that once found a fault stays a test of its cure.
+``python -m tests.fuzz TARGET --keep`` keeps new inputs. Every everyday run of the tests reads all kept
+inputs, so an input that once found a fault tests the cure from then on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus"
 MOST, MOST_BYTES = 48, 2048
-"""Kept for a target, and how large one may be unless it is kept by hand."""
+"""Inputs that are kept for a target, and the largest input that is kept automatically."""
 
 
 def files_of(target: str) -> list[Path]:
@@ -24,7 +24,7 @@ def inputs_of(target: str) -> list[bytes]:
 
 
 def keep(target: str, found: Iterable[bytes]) -> int:
-    """Adds the smallest that are new, as far as there is room; returns how many."""
+    """Add the smallest new inputs, as far as there is room. Returns their number."""
     folder = FOLDER / target
     folder.mkdir(parents=True, exist_ok=True)
     known, kept = {file.name for file in folder.iterdir()}, 0

@@ -1,8 +1,8 @@
-"""One target, fuzzed for a time: ``python -m tests.fuzz.engine TARGET SECONDS SEED FOLDER``.
+"""Fuzz one target for a time: ``python -m tests.fuzz.engine TARGET SECONDS SEED FOLDER``.
 
-Seed 0 is another chance each time; with any other the inputs come in the same order again.
+Seed 0 makes another order of inputs each time; any other seed repeats its order.
 
-Ends with 0 if nothing was found. New inputs go to ``FOLDER/found``, one that finds a fault into ``FOLDER``.
+The exit code is 0 if no fault was found. New inputs go to ``FOLDER/found``, those with a fault to ``FOLDER``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _with_hypothesis(target: str, seconds: int, seed: int, folder: Path) -> None
 
 
 def _changed(data: bytes, chance: random.Random) -> bytes:
-    """A known input with some bytes cut, doubled, or others."""
+    """Return a known input with some bytes removed, doubled or replaced."""
     changed = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         at = chance.randint(0, len(changed))

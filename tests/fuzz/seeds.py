@@ -1,4 +1,4 @@
-"""Writes the first inputs of each target: ``python -m tests.fuzz.seeds``. A fuzzer goes on from there."""
+"""Write the first inputs of each target, from which a fuzzer starts: ``python -m tests.fuzz.seeds``."""
 
 from __future__ import annotations
 

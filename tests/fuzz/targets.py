@@ -1,8 +1,8 @@
-"""What reads bytes of strangers before it is known who they are: a function of bytes for each, for a fuzzer.
+"""The parsers that read bytes before authentication: for each, a function of bytes for a fuzzer.
 
-Each takes anything, and raises only where the product is wrong: what a parser refuses in its own words is
-no finding, anything else is, and so is an answer that does not mean the same when it is read again. TLS
-itself is OpenSSL's and BoringSSL's to fuzz.
+Each function accepts any bytes, and raises only where the product is wrong. A refusal in the parser's own
+words is no fault. Any other exception is one, and so is an answer with another meaning when it is read again.
+The projects OpenSSL and BoringSSL fuzz TLS itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tunnel_server.pki.enrolment.request import node_asked_for, parse_login
 from tunnel_server.reverse_proxy.headers import check_web_request, host_of, request_forward, wants_html
 
 MAX_BYTES = 20 * 1024
-"""A little above the largest head, and the largest certificate request, that are read."""
+"""Sizes a little above the largest head and the largest certificate request that the server reads."""
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 [1-5][0-9]{2} [\x20-\x7e]*")
 _IDENTITY = SpiffeId("test.internal", Role.NODE, "edge1")
 _MAX_BODY_BYTES = 4096
@@ -56,7 +56,7 @@ class _Nodes:
 
 
 def requests(data: bytes) -> None:
-    """Heads and bodies as every HTTP listener reads them; pieces mean what the whole means."""
+    """Read heads and bodies as every HTTP listener does. Pieces must have the meaning of the whole."""
     whole = _served([data])
     cut = (data[0] * 7 + len(data) // 3) % len(data) if data else 0
     assert _served([data[:cut], data[cut:]]) == whole, f"cut at {cut} it is another request"
@@ -65,7 +65,7 @@ def requests(data: bytes) -> None:
 
 
 def _served(pieces: Sequence[bytes]) -> tuple[_Seen, bytes]:
-    """The requests that were understood (method, target, body), and how the first answer begins."""
+    """Return the requests that were understood (method, target, body), and the begin of the first answer."""
     seen: _Seen = []
 
     async def handle(http: HttpConnection, request: h11.Request) -> None:
@@ -91,7 +91,7 @@ def _served(pieces: Sequence[bytes]) -> tuple[_Seen, bytes]:
 
 
 async def _read_web_request(http: HttpConnection, request: h11.Request, body: bytearray) -> None:
-    """What the web entrance and EST do with a request before they know anybody."""
+    """Do with a request what the web entrance and EST do before authentication."""
     check_web_request(request)
     wants_html(request.headers)
     if _quietly(lambda: route_web_host(host_of(request), "example.com")):
@@ -108,7 +108,7 @@ def _target(request: h11.Request) -> str | None:
 
 
 def answers(data: bytes) -> None:
-    """What an agent reads from a server, or a proxy, whose certificate it has not verified yet."""
+    """Read an answer as an agent does from a server or a proxy that it has not verified yet."""
 
     async def main() -> None:
         ours, theirs = trio.testing.memory_stream_pair()
@@ -140,13 +140,13 @@ async def _receive_all(stream: trio.StapledStream) -> bytes:
 
 
 def _run(main: Callable[[], object]) -> bytes:
-    """With a clock of its own: what waits for a deadline has waited at once."""
+    """Run with a virtual clock, so that a wait for a deadline takes no time."""
     result = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     return result or b""
 
 
 def _quietly(parse: Callable[[], object]) -> bool:
-    """Whether it was not refused."""
+    """Whether the parser accepted the input."""
     with contextlib.suppress(Refused):
         parse()
         return True
@@ -157,7 +157,7 @@ def _quietly(parse: Callable[[], object]) -> bool:
 
 
 def texts(data: bytes) -> None:
-    """What is one line of text: names of all kinds, the login of EST, the token in it."""
+    """Read one line of text: names of all kinds, the login of EST, the token in it."""
     text = data.decode("latin-1")
     _names(text)
     _login(data)
@@ -166,7 +166,7 @@ def texts(data: bytes) -> None:
 
 
 def _names(text: str) -> None:
-    """SPIFFE IDs, targets, addresses, CONNECT authorities, web hosts: what is read is written the same."""
+    """Read SPIFFE IDs, targets, addresses, CONNECT authorities and web hosts, and write them the same."""
     with contextlib.suppress(ValueError):
         assert str(SpiffeId.parse(text)) == text
     with contextlib.suppress(ValueError):
@@ -191,7 +191,7 @@ def _login(header: bytes) -> None:
 
 
 def certificate_requests(data: bytes) -> None:
-    """PKCS #10 as DER, PEM or base64."""
+    """Read certificate requests (PKCS #10) as DER, PEM or base64."""
     with contextlib.suppress(Refused):
         request = read_request(data)
         assert len(request.key_sha256) == 64
@@ -199,7 +199,7 @@ def certificate_requests(data: bytes) -> None:
 
 
 def certificates(data: bytes) -> None:
-    """What an unproven server tells of its roots, and leaves: TLS proves them, we read them."""
+    """Read the roots that an unverified server sends, and leaves, which TLS verifies and Qanat reads."""
     with contextlib.suppress(ValueError):
         pinned_root(read_certs_only(data), bytes(32))
     with contextlib.suppress(Refused):
@@ -212,7 +212,7 @@ def certificates(data: bytes) -> None:
 
 
 def packets(data: bytes) -> None:
-    """Packets of agents whose certificate gRPC has taken and we have not: read as protobuf reads them."""
+    """Read packets of agents before the server has checked their certificate, and compare with protobuf."""
     packet, expected = decode_packet(data), by_protobuf(data)
     if isinstance(packet, Malformed):
         assert expected is None or _STRICTER.search(packet.detail), (packet, expected)
@@ -223,7 +223,7 @@ def packets(data: bytes) -> None:
 
 
 _STRICTER = re.compile("too many|longer than|more than|too large|has wire type|not alone")
-"""Where we are stricter than protobuf on purpose."""
+"""Reasons for which Qanat refuses, on purpose, what protobuf reads."""
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     one.__name__: one for one in (requests, answers, texts, certificate_requests, certificates, packets)

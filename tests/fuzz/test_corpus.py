@@ -1,4 +1,4 @@
-"""Every input that was kept, once more: what a fuzzer found stays found, and each target has a folder."""
+"""Every kept input again, so that a fault that a fuzzer found does not return; each target has a folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.fuzz.targets import TARGETS
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the library's, about what it will refuse one day
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_kept_finds_nothing(target: str) -> None:
+def test_every_kept_input_finds_no_fault(target: str) -> None:
     inputs = corpus.inputs_of(target)
     assert inputs
     for data in inputs:
         TARGETS[target](data)
 
 
-def test_every_folder_is_a_targets() -> None:
+def test_every_folder_belongs_to_a_target() -> None:
     assert {folder.name for folder in corpus.FOLDER.iterdir()} == set(TARGETS)

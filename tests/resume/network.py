@@ -1,4 +1,4 @@
-"""A network in the hands of a test: each packet is taken, delivered or lost when the test says so."""
+"""A network that a test controls: the test takes, delivers or loses each packet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_UNDER_WAY = 3
 
 
 class End(Carrier):
-    """One end of a carrier. Each end learns of a break by itself, if and when the test says so."""
+    """One end of a carrier. The test decides whether, and when, each end is informed of a break."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -24,20 +24,20 @@ class End(Carrier):
     def start(self, port: CarrierPort) -> None:
         self.port = None if self.broken else port
         if self.broken:
-            port.carrier_lost("it was broken before it began")
+            port.carrier_lost("the carrier broke before its start")
 
     def hand_over(self, port: CarrierPort) -> None:
         if self.port is not None:
             self.port = port
 
     def wake(self) -> None:
-        """The test asks when it wants to."""
+        """Do nothing: the test decides when to ask the port."""
 
     def abandon(self) -> None:
         self.broken, self.port = True, None
 
     def take(self) -> bool:
-        """Takes a packet from the port; whether there was one."""
+        """Take a packet from the port. Returns whether there was one."""
         if self.port is None or len(self.under_way) >= MOST_UNDER_WAY:
             return False
         packet = self.port.next_packet()
@@ -46,7 +46,7 @@ class End(Carrier):
         return packet is not None
 
     def deliver(self) -> bool:
-        """The oldest packet under way arrives, also if its sender is gone; whether there was one."""
+        """Deliver the oldest packet under way, even if its sender is gone. Returns whether there was one."""
         if not self.under_way or (self.other.port is None and not self.other.broken):
             return False
         data = self.under_way.popleft()
@@ -55,7 +55,7 @@ class End(Carrier):
         return True
 
     def lose(self) -> None:
-        """This end learns that the carrier is no more; what it sent and did not arrive may still do."""
+        """Inform this end that its carrier is lost. Packets that it sent may still arrive."""
         port, self.port, self.broken = self.port, None, True
         if port is not None:
             port.carrier_lost("lost by the test")
@@ -66,13 +66,13 @@ class End(Carrier):
 
 
 class Network:
-    """Every carrier that was dialled. ``cut``: nothing that is dialled answers."""
+    """Every carrier that was dialled and is not over at both ends."""
 
     def __init__(self) -> None:
         self.ends: list[End] = []
 
     def dial(self, leaf_pem: bytes) -> tuple[End, End]:
-        """The server's end and the agent's."""
+        """Return the server's end and the agent's end of a new carrier."""
         near, far = End(Peer("192.0.2.7:1", "TLSv1.3", leaf_pem)), End(Peer("server.test:7001"))
         near.other, far.other = far, near
         self.ends += [near, far]
@@ -82,7 +82,7 @@ class Network:
         self.ends = [end for end in self.ends if not (end.is_over and end.other.is_over)]
 
     def flush(self) -> bool:
-        """Everything that can move moves, and each end hears of the other's end; whether anything did."""
+        """Move every packet that can move, and report breaks to the other ends. Returns whether any did."""
         moved = False
         for end in list(self.ends):
             while end.take() or end.deliver():
@@ -94,5 +94,5 @@ class Network:
         return moved
 
     def owners(self, link: Session) -> int:
-        """How many carriers move this link's packets."""
+        """Return how many carriers move the packets of this session."""
         return sum(getattr(end.port, "_link", None) is link for end in self.ends)

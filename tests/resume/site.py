@@ -1,6 +1,6 @@
-"""A server's door and an agent that stays attached to it, over a network in the hands of the test.
+"""A server's session acceptor and an agent that stays attached to it, over a network that the test controls.
 
-Everything but gRPC is the real thing: attach steps, sessions, links, attempts, resumption.
+Everything but gRPC is real: handshakes, sessions, attempts, resumption.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ LEAF = pki.node_leaf("edge1").credential.certificate_pem
 
 
 class Agent:
-    """One run of an agent: attaches, resumes, and attaches anew when its session has ended."""
+    """One run of an agent, which attaches, resumes, and attaches again when its session has ended."""
 
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
         self.link: Session | None = None
-        self.resumer: SessionFailover | None = None
+        self.failover: SessionFailover | None = None
         self.offered: Attachment | None = None
         self.ends: list[Reason] = []
         self.attempts = 0
@@ -67,7 +67,7 @@ class Agent:
             self.link = None
             return
         self.link = link
-        self.resumer = SessionFailover(
+        self.failover = SessionFailover(
             link,
             self.attach,
             response_timeout_seconds=10,
@@ -77,9 +77,9 @@ class Agent:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.run)
-            nursery.start_soon(self.resumer.run)
+            nursery.start_soon(self.failover.run)
             self.ends.append((await link.wait_ended())[0])
-        self.offered = self.resumer.offered
+        self.offered = self.failover.offered
 
     def _make_link(self, attempt: Attachment) -> Session:
         site = self._site
@@ -115,7 +115,7 @@ class Agent:
             use=use,
         )
         near, far = self._site.network.dial(LEAF)
-        self._site.door.take(near)
+        self._site.acceptor.take(near)
         attempt = Attachment(far, AgentHandshake(hello), decide)
         await attempt.settle(response_timeout_seconds)
         return attempt
@@ -127,11 +127,11 @@ class Site:
     limits: Limits
     network: Network = field(default_factory=Network)
     far: list[TunnelStream] = field(default_factory=list)
-    """Streams as the agent has them, in the order of their opening."""
+    """The agent's ends of the streams, in the order of their opening."""
     on_state_change: Callable[[SessionEvent | None], None] = lambda _: None
     audited: list[AuditLine] = field(default_factory=list)
     connect_seconds: float = 0.0
-    """How long a dial takes."""
+    """Duration of a dial."""
 
     def __post_init__(self) -> None:
         self.start_server()
@@ -143,7 +143,7 @@ class Site:
         self.counters = Counters()
         pool = CreditPool(self.limits.credit_pool)
         refusals = Refusals(self.audited.append, trio.current_time)
-        self.door = SessionAcceptor(
+        self.acceptor = SessionAcceptor(
             settings,
             self.nodes,
             pool,
@@ -155,7 +155,7 @@ class Site:
         )
 
     def kill_server(self) -> list[Session]:
-        """As by kill -9: no bye; its connections break. Returns its links, which are dead."""
+        """Kill the server as kill -9 does: no bye, broken connections. Returns its dead sessions."""
         links = [link for _, link in self.nodes.attached()]
         for end in self.network.ends:
             if end.peer.leaf_pem:
@@ -169,7 +169,7 @@ class Site:
         self.nursery.start_soon(self.agent.run)
 
     def kill_agent(self) -> None:
-        """As by kill -9: no bye; its connections break."""
+        """Kill the agent as kill -9 does: no bye, broken connections."""
         for end in self.network.ends:
             if not end.peer.leaf_pem:
                 end.abandon()
@@ -182,24 +182,24 @@ class Site:
 
     @property
     def link(self) -> Session:
-        """The server's."""
+        """The server's end of the session."""
         return self.nodes.session_of("edge1")
 
     def open(self) -> TunnelStream:
         return self.link.open(TARGET, user="kim", entrance="tcp")
 
     async def settle(self) -> None:
-        """Until nobody has anything to do without the clock; the network does not move."""
+        """Wait until no task has work left without the clock. The network moves nothing."""
         await trio.testing.wait_all_tasks_blocked()
 
     async def flush(self) -> None:
-        """The network moves everything, until all is quiet."""
+        """Let the network move packets until no end sends more."""
         await self.settle()
         while self.network.flush():
             await self.settle()
 
     async def pass_time(self, seconds: float, step: float = 0.25) -> None:
-        """Time in which the network works."""
+        """Let time pass, while the network moves packets."""
         end = trio.current_time() + seconds
         while trio.current_time() < end:
             await self.flush()
@@ -207,7 +207,7 @@ class Site:
         await self.flush()
 
     async def streams(self) -> tuple[TunnelStream, TunnelStream]:
-        """A new stream as both ends have it."""
+        """Open a stream, and return both ends of it."""
         near = self.open()
         await self.flush()
         return near, self.far[-1]
@@ -215,7 +215,7 @@ class Site:
 
 @asynccontextmanager
 async def open_site(limits: Limits | None = None) -> AsyncIterator[Site]:
-    """An attached site. Needs an autojump clock."""
+    """Yield an attached site. Needs an autojump clock."""
     async with trio.open_nursery() as nursery:
         site = Site(nursery, limits or Limits())
         await site.pass_time(1)

@@ -1,7 +1,7 @@
-"""A server's and an agent's side through anything a network may do, against what every user may expect.
+"""A server and an agent against a model, over a network that does anything a network may do.
 
 hypothesis decides what is taken, delivered, delayed, cut and restarted, at which end and in which order:
-hellos, welcomes, uses and confirmations of several carriers pass each other as they like. Then the
+hellos, welcomes, uses and acknowledgements of several carriers overtake each other. Then the
 network heals, and everything that may complete must have completed.
 """
 
@@ -40,11 +40,11 @@ _LOST_WITH_THE_SESSION = {
     Reason.SESSION_LOST,
 }
 _GONE_BY_TIME = {Reason.NODE_NOT_ATTACHED, Reason.OPEN_TIMEOUT}
-"""What an open may meet though the session lives: the script waited too long for the network."""
+"""Ends of an open in a session that is alive: the script waited too long for the network."""
 
 
 class Half:
-    """One direction of a stream, and what its bytes must be."""
+    """One direction of a stream, and its expected bytes."""
 
     def __init__(self, sender: TunnelStream, seed: int) -> None:
         self.sender = sender
@@ -74,7 +74,7 @@ class Half:
                 self.broken = True
 
     def read(self, size: int) -> None:
-        """Every byte once and in order, and the end after the last and not before."""
+        """Check that every byte arrives once and in order, and the end only after the last byte."""
         if self.receiver is None and self.sender.ended_by is not None:
             assert self.sender.ended_by in _LOST_WITH_THE_SESSION | _GONE_BY_TIME
             self.broken = True
@@ -86,7 +86,7 @@ class Half:
             assert reset.reason in _LOST_WITH_THE_SESSION | _GONE_BY_TIME, reset
             self.broken = True
             return
-        except trio.ClosedResourceError:  # an open that nobody answered was reset by its own end
+        except trio.ClosedResourceError:  # an open without an answer was reset by its own end
             assert self.receiver.ended_by in _GONE_BY_TIME
             self.broken = True
             return
@@ -120,10 +120,10 @@ class World:
         elif what == "restart server":
             self.lost_sessions = True
             self.orphans += [half.sender for half in self.halves if half.seed % 2]
-            self.halves.clear()  # what a dead program holds concerns nobody
+            self.halves.clear()  # the memory of a dead program does not count
             site.kill_server()
-        elif what == "route" and site.agent.resumer is not None:
-            site.agent.resumer.route_changed()
+        elif what == "route" and site.agent.failover is not None:
+            site.agent.failover.route_changed()
         elif what == "strand" and site.agent.link is not None:
             if site.agent.link.attachment is not None:
                 site.agent.link.carrier_lost("its address is gone")
@@ -142,7 +142,7 @@ class World:
         self.halves.append(Half(near, 2 * len(self.halves)))
 
     def _pair_up(self) -> None:
-        """Joins the agent's end of each stream to what the server's end says."""
+        """Pair the agent's end of each stream with the server's end."""
         for far in self.site.far:
             for half in [half for half in self.halves if half.sender.open_sent and half.receiver is None]:
                 if half.sender.id == far.id:
@@ -155,9 +155,9 @@ class World:
         site = self.site
         for node, link in site.nodes.attached():
             assert site.network.owners(link) <= 1, node
-            assert link._protocol.mux.unacked_bytes <= LIMITS.max_send_memory
-            assert link._protocol.mux.retained_bytes <= site.door.send_pool.used
-        assert site.door.send_pool.used <= LIMITS.send_pool
+            assert link._protocol.mux.unconfirmed <= LIMITS.max_send_memory
+            assert link._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
+        assert site.acceptor.send_pool.used <= LIMITS.send_pool
         if site.agent.link is not None:
             assert site.network.owners(site.agent.link) <= 1
 
@@ -168,11 +168,11 @@ class World:
                 half.end()
             await self.site.pass_time(0.5, step=0.5)
             self._pair_up()
-            if all(half.saw_end or half.broken for half in self.halves) and self._is_quiet():
+            if all(half.saw_end or half.broken for half in self.halves) and self._is_idle():
                 return
         raise AssertionError("stuck", [vars(half) for half in self.halves])
 
-    def _is_quiet(self) -> bool:
+    def _is_idle(self) -> bool:
         nodes = self.site.nodes.attached()
         return bool(nodes) and nodes[0][1].state is SessionState.ATTACHED
 

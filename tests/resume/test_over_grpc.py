@@ -1,4 +1,4 @@
-"""A real TCP connection between agent and server is cut, and the streams go on over the next."""
+"""A real TCP connection between agent and server is cut, and the streams continue over the next one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tunnel_server.store.audit import AuditLine
 
 
 class Wire:
-    """A TCP port that leads to another one, and can be cut."""
+    """A TCP port that forwards to another port until the test cuts the connections."""
 
     def __init__(self, port: int, nursery: trio.Nursery) -> None:
         self.port = 0
@@ -87,20 +87,20 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
 
     async with open_site() as site, trio.open_nursery() as nursery:
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, limits)
-        standing = credential_watch()
+        watch = credential_watch()
         refusals = Refusals(list[AuditLine]().append, trio.current_time)
         pool = CreditPool(limits.credit_pool)
-        door = SessionAcceptor(
+        acceptor = SessionAcceptor(
             settings,
             nodes,
             pool,
             nursery,
             Counters(),
-            credential_watch=standing,
+            credential_watch=watch,
             refusals=refusals,
             trust_bundle=bytes,
         )
-        site.on_carrier = door.take
+        site.on_carrier = acceptor.take
         wire = Wire(site.port, nursery)
         await wire.open()
         connector = Connector(
@@ -120,7 +120,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
         nursery.cancel_scope.cancel()
 
 
-async def test_streams_go_on_over_the_next_connection() -> None:
+async def test_streams_continue_over_the_next_connection() -> None:
     content = bytes(range(256)) * 1024 * 64  # 16 MiB
     async with attached() as (nodes, wire, opened):
         near = nodes.session_of("edge1").open(Target.parse("localhost:22"), user="kim", entrance="tcp")
@@ -158,7 +158,7 @@ async def test_streams_go_on_over_the_next_connection() -> None:
 
 
 class Route:
-    """Stands for the kernel's news about the way to the server."""
+    """A replacement of the kernel's announcements about the route to the server."""
 
     made: Route
 

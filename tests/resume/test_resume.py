@@ -16,7 +16,7 @@ from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
 
 def lose_all(site: Site) -> None:
-    """Both ends of every carrier break at once, and nothing that is under way arrives."""
+    """Break both ends of every carrier at once, and lose all packets under way."""
     for end in list(site.network.ends):
         end.under_way.clear()
         end.lose()
@@ -29,7 +29,7 @@ def read(stream: TunnelStream) -> bytes:
     return bytes(received)
 
 
-async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock) -> None:
+async def test_a_stream_continues_over_the_next_carrier(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
         near.send_nowait(b"before ")
@@ -55,15 +55,15 @@ async def test_a_stream_goes_on_over_the_next_carrier(autojump_clock: MockClock)
             stream.close_nowait()
         await site.pass_time(1)
         assert not site.link.streams and not list(site.link.mux_streams)
-        assert site.door.send_pool.used == 0
+        assert site.acceptor.send_pool.used == 0
 
 
-async def test_what_the_peer_has_is_not_sent_again(autojump_clock: MockClock) -> None:
+async def test_bytes_that_the_peer_has_are_not_sent_again(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, _ = await site.streams()
         near.send_nowait(bytes(50 * KIB))
         await site.flush()
-        lose_all(site)  # before anything was confirmed
+        lose_all(site)  # before any packet was acknowledged
         await site.settle()
         session = site.link._protocol
         await site.pass_time(0.5)
@@ -78,7 +78,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
         for end in list(site.network.ends):
             if not end.peer.leaf_pem:
                 end.lose()
-        for _ in range(8):  # the old carrier's server end still works, and nobody tells it
+        for _ in range(8):  # the old carrier's server end still works, and is not informed
             await site.settle()
             for end in site.network.ends:
                 if end.port is not old:
@@ -91,7 +91,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
 
 
 def hop(site: Site, end: End) -> None:
-    """What it has to say arrives."""
+    """Deliver the packets that this end has to send."""
     while end.take() or end.deliver():
         pass
 
@@ -115,7 +115,7 @@ async def test_without_a_carrier_the_session_moves_with_the_hello(autojump_clock
         assert read(near) == b"echo"
 
 
-async def test_what_the_agent_has_to_say_waits_for_the_servers_first_word_but_not_for_long(
+async def test_the_agent_lets_the_server_send_first_but_not_for_long(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
@@ -128,7 +128,9 @@ async def test_what_the_agent_has_to_say_waits_for_the_servers_first_word_but_no
         assert trio.current_time() - start < 0.5
 
 
-async def test_while_the_carrier_may_live_the_hello_moves_nothing(autojump_clock: MockClock) -> None:
+async def test_while_the_carrier_may_be_alive_the_hello_does_not_move_the_session(
+    autojump_clock: MockClock,
+) -> None:
     async with open_site() as site:
         await site.streams()
         way = site.link.attachment
@@ -142,20 +144,20 @@ async def test_while_the_carrier_may_live_the_hello_moves_nothing(autojump_clock
         assert site.agent.link.attachment.carrier is site.network.ends[-1]
 
 
-async def test_a_server_that_does_not_move_with_the_hello_is_told_after_its_welcome(
+async def test_a_server_that_does_not_move_with_the_hello_receives_use_after_its_welcome(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        offer = site.door._answer_hello
-        site.door._answer_hello = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
+        offer = site.acceptor._answer_hello
+        site.acceptor._answer_hello = lambda *of: offer(*of)._replace(used=False)  # type: ignore[method-assign]
         lose_all(site)
         near.send_nowait(b"goes on")
         await site.pass_time(1)
         assert read(far) == b"goes on" and site.counters.attaches == {"ok": 1, "resumed": 1}
 
 
-async def test_a_hello_without_a_session_takes_nothing_over_whatever_it_says(
+async def test_a_hello_without_a_session_takes_nothing_over(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
@@ -175,11 +177,11 @@ async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: M
     async with open_site() as site:
         near, far = await site.streams()
         old = site.link.attachment
-        assert site.agent.link is not None and site.agent.resumer is not None
+        assert site.agent.link is not None and site.agent.failover is not None
         assert site.agent.link.attachment is not None
         site.agent.link.attachment.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
         start = trio.current_time()
-        site.agent.resumer.route_changed()
+        site.agent.failover.route_changed()
         assert site.agent.link.state is SessionState.GRACE
         near.send_nowait(b"over the other way")
         await site.flush()
@@ -187,7 +189,7 @@ async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: M
         assert site.link.attachment is not old
 
 
-async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
+async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_is_alive(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
@@ -207,7 +209,7 @@ async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_lives(
         assert "resumed" not in site.counters.attaches
 
 
-async def test_the_agent_shows_what_became_of_its_link_without_being_looked_at(
+async def test_the_agent_records_the_state_of_its_link_without_being_asked(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site(Limits(grace_seconds=10)) as site:
@@ -234,11 +236,11 @@ async def test_the_agent_shows_what_became_of_its_link_without_being_looked_at(
         assert (view.events[1].reason, view.events[1].detail) == (Reason.CARRIER_LOST, "lost by the test")
 
 
-async def test_a_black_hole_is_left_within_seconds_of_a_way_out(autojump_clock: MockClock) -> None:
+async def test_a_black_hole_is_left_within_seconds_once_another_path_works(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
         dead = list(site.network.ends)
-        site.network.ends.clear()  # neither end is told anything
+        site.network.ends.clear()  # neither end is informed
         near.send_nowait(b"?")
         start = trio.current_time()
         while not far._mux.recv.buffered:
@@ -249,7 +251,7 @@ async def test_a_black_hole_is_left_within_seconds_of_a_way_out(autojump_clock: 
         assert all(end.port is None for end in dead), "abandoned by both ends"
 
 
-async def test_grace_that_runs_out_resets_at_both_ends(autojump_clock: MockClock) -> None:
+async def test_the_end_of_the_grace_resets_streams_at_both_ends(autojump_clock: MockClock) -> None:
     async with open_site(Limits(grace_seconds=10)) as site:
         near, far = await site.streams()
         session = site.link.session_id
@@ -332,7 +334,7 @@ async def test_a_session_that_is_offered_too_late_is_begun_elsewhere(autojump_cl
         assert site.link.attached
 
 
-async def test_a_wrong_secret_disturbs_nobody(autojump_clock: MockClock) -> None:
+async def test_a_wrong_secret_disturbs_no_session(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
         assert site.agent.link is not None
@@ -359,14 +361,14 @@ async def test_a_changed_route_tries_at_once_and_not_too_often(autojump_clock: M
     async with open_site() as site:
         await site.flush()
         way, before = site.link.attachment, site.agent.attempts
-        assert site.agent.resumer is not None
+        assert site.agent.failover is not None
         for _ in range(5):
-            site.agent.resumer.route_changed()
+            site.agent.failover.route_changed()
             await site.settle()
         assert site.agent.attempts == before + 1
         await site.pass_time(6)
         assert site.link.attachment is way, "its ping was answered, so it stays"
-        site.agent.resumer.route_changed()
+        site.agent.failover.route_changed()
         await site.settle()
         assert site.agent.attempts == before + 2
 

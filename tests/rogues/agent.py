@@ -1,12 +1,12 @@
-"""A rogue agent: it has a real bundle, speaks our wire format over gRPC, and keeps to no rule of the attach.
+"""A rogue agent with a real bundle, which speaks our wire format and breaks every rule of the attach.
 
 ``RogueAgent`` is for programs with an asyncio loop of their own. Tests run this module as a process, so that
 the attacker takes no turn of the server's loop:
 
     python -m tests.rogues.agent BUNDLE SERVER ATTACK [--calls N] [--at-once N] [--per-second N]
 
-It prints one JSON object when it is done: how many calls it began, how many the server still held open at
-the end, and how each of the others was answered, by reason.
+At its end it prints one JSON object: the number of calls that it began, the number that the server still held
+open at the end, and the reasons of the other ends with their numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tunnel_core.wire.protobuf import DELIMITED, varint
 
 _ANSWER_SECONDS = 10.0
 _NICENESS = 15
-"""An attacker has a machine of its own: here it gets what the attacked and their users leave of this one."""
+"""A real attacker has its own machine, so here the attack gets only processor time that the others leave."""
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each channel
     ("grpc.enable_retries", 0),
@@ -42,11 +42,11 @@ _OPTIONS = [
 ]
 _PADDING = varint(100 << 3 | DELIMITED) + varint(MIB) + bytes(MIB)
 LOST = "lost"
-"""How a call ended that the server broke off without a word."""
+"""Outcome of a call that the server ended without an answer."""
 
 
 class RogueCall:
-    """One call on a connection of its own. Nothing is sent but what its owner sends."""
+    """One call on a connection of its own. Only its owner sends frames."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -62,7 +62,7 @@ class RogueCall:
         return True
 
     async def send(self, *frames: Frame) -> bool:
-        """Send frames as one packet; return whether the call still was there."""
+        """Send frames as one packet; return whether the call was still open."""
         return await self.send_bytes(encode_packet(0, 0, frames))
 
     async def send_bytes(self, message: bytes) -> bool:
@@ -74,7 +74,7 @@ class RogueCall:
         return True
 
     async def receive(self) -> Packet | Malformed | None:
-        """Return the next packet; None when the server ended the call, or said nothing for ten seconds."""
+        """Return the next packet; None when the server ended the call, or sent nothing for ten seconds."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 data = await self._call.read()
@@ -88,7 +88,7 @@ class RogueCall:
 
 
 class RogueAgent:
-    """Makes calls with the certificate of ``bundle``, and hellos of runs that never were."""
+    """An agent that makes calls with the certificate of ``bundle``, and hellos of invented runs."""
 
     def __init__(self, bundle: Bundle, server: str) -> None:
         self._server = server
@@ -98,8 +98,8 @@ class RogueAgent:
         options = [*_OPTIONS, ("grpc.default_authority", self._server)]
         return RogueCall(aio.secure_channel(f"ipv4:{self._server}", self._credentials, options=options))
 
-    def hello(self, **said: Any) -> Hello:
-        """A hello of a new run on a new machine; ``said`` replaces what it says."""
+    def hello(self, **changes: Any) -> Hello:
+        """Return a hello of a new run on a new machine; ``changes`` replaces its fields."""
         made = Hello(
             VERSION,
             1,
@@ -109,10 +109,10 @@ class RogueAgent:
             services=(Service("web", "http", "localhost:80"),),
             initial_credit=64 << 10,
         )
-        return made._replace(**said)
+        return made._replace(**changes)
 
     async def attach(self, call: RogueCall, hello: Hello) -> Welcome | Rejected | None:
-        """Go through the attach, ``use`` included. None: the server broke off."""
+        """Do the whole attach, ``use`` included. Returns None if the server ended the call."""
         answer = await self.greet(call, hello)
         if isinstance(answer, Welcome):
             await call.send(Use(hello.attempt))
@@ -128,7 +128,7 @@ class RogueAgent:
 
 
 class Attack:
-    """What was done, and what came of it."""
+    """The calls of an attack, and their outcomes."""
 
     def __init__(self, agent: RogueAgent) -> None:
         self.agent = agent
@@ -139,7 +139,7 @@ class Attack:
         self._listeners: list[asyncio.Task[None]] = []
 
     async def silent(self) -> None:
-        """A call without a hello, left as it is."""
+        """Begin a call without a hello, and leave the call open."""
         call = self._begin()
         if await call.connected():
             self._listeners.append(asyncio.create_task(self._listen(call)))
@@ -154,7 +154,7 @@ class Attack:
         await call.close()
 
     async def takeover(self) -> None:
-        """A whole attach as another run of the node's agent; the one before is left to the server."""
+        """Do a whole attach as another run of the node's agent, and leave the previous run to the server."""
         call = self._begin()
         self._note(await self.agent.attach(call, self.agent.hello()))
         self.open.append(call)
@@ -162,13 +162,13 @@ class Attack:
             await self.open.pop(0).close()
 
     async def probe(self) -> None:
-        """A hello, and away when the welcome is there."""
+        """Send a hello, and leave when the welcome arrives."""
         call = self._begin()
         self._note(await self.agent.greet(call, self.agent.hello()))
         await call.close()
 
     async def oversize(self) -> None:
-        """A hello that is good, in a packet with a megabyte of fields that nobody knows."""
+        """Send a valid hello in a packet with a megabyte of unknown fields."""
         call = self._begin()
         await call.send_bytes(encode_packet(0, 0, [self.agent.hello()]) + _PADDING)
         packet = await call.receive()
@@ -199,7 +199,7 @@ ATTACKS = ("silent", "takeover", "probe", "oversize")
 
 @dataclass(frozen=True)
 class Pace:
-    """How many calls an attack makes, how many beside each other, and how fast."""
+    """The number of calls of an attack, in total, at once and per second."""
 
     calls: int
     at_once: int

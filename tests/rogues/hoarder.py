@@ -1,9 +1,10 @@
-"""Rogue nodes that take in what users send, confirm the first megabytes of it, and then nothing more.
+"""Rogue nodes that receive what users send, acknowledge the first megabytes, and then nothing more.
 
-    python -m tests.rogues.hoarder SERVER CONFIRMED_MIB BUNDLE...
+    python -m tests.rogues.hoarder SERVER ACKED_MIB BUNDLE...
 
-Each bundle is a node with a session of its own. A line ``attached`` says that all of them are there. The
-server keeps what is not confirmed, so these nodes hold as much of its memory as it lets them. Pings go on.
+Each bundle is a node with a session of its own. A line ``attached`` means that all of them are attached.
+The server keeps what is not acknowledged, so these nodes hold as much of its memory as its limits allow. The
+nodes continue to ping.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ _OPTIONS = [
 
 
 class Hoarder:
-    """One node: ``run`` attaches and takes in, until the server ends the call."""
+    """One node. ``run`` attaches and receives until the server ends the call."""
 
-    def __init__(self, server: str, bundle: Bundle, confirmed_bytes: int) -> None:
+    def __init__(self, server: str, bundle: Bundle, acked_bytes: int) -> None:
         self.attached = asyncio.Event()
         credentials = core.ssl_channel_credentials(bundle.roots_pem, bundle.key_pem, bundle.chain_pem)
         options = [*_OPTIONS, ("grpc.default_authority", server)]
         self._channel = aio.secure_channel(f"ipv4:{server}", credentials, options=options)
         self._call: Any = None
-        self._left = confirmed_bytes
+        self._left = acked_bytes
         self._number = 0  # of the newest packet that was sent
         self._received = 0
-        self._confirmed = 0
+        self._acked = 0
         self._writes = asyncio.Lock()
 
     async def run(self) -> None:
@@ -57,8 +58,8 @@ class Hoarder:
             self._note(packet, len(data))
             for frame in packet.frames:
                 await self._handle(frame)
-            if self._left > 0 and self._confirmed < self._received:
-                self._confirmed = self._received
+            if self._left > 0 and self._acked < self._received:
+                self._acked = self._received
                 await self._send(0)
 
     def _note(self, packet: Packet, size: int) -> None:
@@ -67,7 +68,7 @@ class Hoarder:
 
     async def _handle(self, frame: Frame) -> None:
         if isinstance(frame, Rejected):
-            raise SystemExit(f"not let in: {frame.reason.word}: {frame.detail}")
+            raise SystemExit(f"refused: {frame.reason.word}: {frame.detail}")
         if isinstance(frame, Welcome):
             await self._send(0, Use(1))
             self.attached.set()
@@ -86,12 +87,12 @@ class Hoarder:
 
     async def _send(self, number: int, *frames: Frame) -> None:
         async with self._writes:
-            await self._call.write(encode_packet(number, self._confirmed, frames))
+            await self._call.write(encode_packet(number, self._acked, frames))
 
 
-async def attack(server: str, confirmed_bytes: int, bundles: list[Path]) -> None:
+async def attack(server: str, acked_bytes: int, bundles: list[Path]) -> None:
     """Attach all nodes, and hold until the process is killed."""
-    hoarders = [Hoarder(server, read_bundle(bundle), confirmed_bytes) for bundle in bundles]
+    hoarders = [Hoarder(server, read_bundle(bundle), acked_bytes) for bundle in bundles]
     async with asyncio.TaskGroup() as tasks:
         for hoarder in hoarders:
             tasks.create_task(hoarder.run())

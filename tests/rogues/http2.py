@@ -1,10 +1,9 @@
-"""A plain HTTP/2 client over TLS that obeys nothing: floods of single frame types, with or without reading.
+"""A plain HTTP/2 client over TLS that obeys no limit: floods of one frame type, with or without reading.
 
 ``python -m tests.rogues.http2 ADDRESS BUNDLE KIND [--connections N] [--seconds S] [--read] [--source IP]``
-floods, and
-prints a line of JSON: the bytes sent, and how many connections the server ended. BUNDLE is any
-certificate with its key, PEM. The frames are written here, because libraries for HTTP/2 refuse to send what a
-flood sends.
+floods, and prints a line of JSON: the bytes sent, and the number of connections that the server ended. BUNDLE
+is any certificate with its key, PEM. This module makes the frames itself, because libraries for HTTP/2 refuse
+to send the frames of a flood.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def _streams() -> Iterator[int]:
 
 
 def _resets() -> Iterator[bytes]:
-    """Calls that are reset at once (CVE-2023-44487)."""
+    """Frames of calls that are reset at once (CVE-2023-44487)."""
     block = call_headers()
     for stream in _streams():
         yield frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
@@ -81,7 +80,7 @@ def _continuations() -> Iterator[bytes]:
 
 
 def _big_continuations() -> Iterator[bytes]:
-    """The same with content in each frame."""
+    """A header block that never ends, with content in each frame."""
     yield frame(HEADERS, 0, 1, call_headers())
     yield from _same(frame(CONTINUATION, 0, 1, literal(b"x-filler", b"f" * 100) * 10))
 
@@ -91,7 +90,7 @@ def _window_updates() -> Iterator[bytes]:
 
 
 def _stream_window_updates() -> Iterator[bytes]:
-    """For one call that is there."""
+    """Window updates of one open call."""
     yield frame(HEADERS, END_HEADERS, 1, call_headers())
     yield from _same(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1)))
 
@@ -103,13 +102,13 @@ def _empty_data() -> Iterator[bytes]:
 
 
 def _empty_messages() -> Iterator[bytes]:
-    """Five bytes each, in large frames of one call."""
+    """Empty messages of five bytes each, in large frames of one call."""
     yield frame(HEADERS, END_HEADERS, 1, call_headers())
     yield from _same(frame(DATA, 0, 1, bytes(5 * 3000)))
 
 
 def _late_resets() -> Iterator[bytes]:
-    """For a call that is over."""
+    """Resets of a call that has ended."""
     yield frame(HEADERS, END_HEADERS, 1, call_headers())
     yield from _same(frame(RST_STREAM, 0, 1, struct.pack(">I", 8)))
 
@@ -188,7 +187,7 @@ class _Flooder:
         return True
 
     def step(self) -> bool:
-        """Send, and read if told; False once the server has ended the connection."""
+        """Send, and read if the flood reads. Returns False once the server has ended the connection."""
         assert self.connection is not None
         try:
             if self.reads:
@@ -230,7 +229,7 @@ def flood(
     reads: bool = False,
     source: str = "",
 ) -> dict[str, int]:
-    """Flood for ``seconds``; what the server ends is dialled anew at once."""
+    """Flood for ``seconds``. A connection that the server ends is dialled again at once."""
     context, ends_at = client_context(identity), time.monotonic() + seconds
     flooders = [_Flooder(address, context, FLOODS[kind], reads, source) for _ in range(connections)]
     with selectors.DefaultSelector() as ready:

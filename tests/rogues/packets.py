@@ -48,7 +48,7 @@ HOSTILE: Mapping[str, bytes] = MappingProxyType(
         "large data in odd order": _frame(_DATA, _delimited(3, b"x" * 990) + b"\x08\x01"),
     }
 )
-"""One frame or field of each kind, encoded, by what it is."""
+"""One encoded frame or field of each kind, by a name for the kind."""
 
 
 def as_many(frame: bytes, size: int = _LIMITS.max_message_bytes) -> bytes:

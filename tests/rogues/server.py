@@ -1,12 +1,12 @@
-"""A rogue server: real certificate and TLS. Real agents attach to it, and it sends them anything.
+"""A rogue server with a real certificate and TLS, which sends any packet to the real agents that attach.
 
     async with rogue_server(key_pem=..., chain_pem=..., roots_pem=...) as server:
         session = await server.attached()
         session.open("127.0.0.1:22")
         session.send(Data(1, 0, b"x"))
 
-It answers hellos, pings and numbered packets as a server does, so that what the test adds is the only thing
-wrong. ``welcome`` and ``resumed`` may be replaced; ``send_bytes`` sends any bytes as one packet.
+It answers hellos, pings and numbered packets as a server does, so that the only fault is what the test adds.
+``welcome`` and ``resumed`` may be replaced; ``send_bytes`` sends any bytes as one packet.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tunnel_core.wire.frames import (
     Welcome,
 )
 
-_Kind = TypeVar("_Kind")
+_FrameType = TypeVar("_FrameType")
 _SECONDS = 10.0
 
 
-def welcome(**told: Any) -> Welcome:
-    """An honest welcome to a new session; ``told`` replaces what it says."""
+def welcome(**changes: Any) -> Welcome:
+    """Return a valid welcome to a new session; ``changes`` replaces its fields."""
     honest = Welcome(
         VERSION,
         secrets.token_bytes(16),
@@ -55,13 +55,13 @@ def welcome(**told: Any) -> Welcome:
         early_data_limit=16 * KIB,
         initial_credit=64 * KIB,
     )
-    return honest._replace(**told)
+    return honest._replace(**changes)
 
 
 class RogueSession:
     """One carrier of one agent, from its hello on; it is a ``CarrierPort``.
 
-    ``confirms``: it acknowledges what comes. ``hushed`` frames are not kept in ``received``, for floods.
+    ``acknowledges``: it acknowledges received packets. ``received`` leaves out ``hushed`` frames, for floods.
     """
 
     def __init__(self, carrier: Carrier, answer: Callable[[Hello], Sequence[Frame]]) -> None:
@@ -69,7 +69,7 @@ class RogueSession:
         self.hello: Hello | None = None
         self.used = False
         self.lost = ""
-        self.confirms = True
+        self.acknowledges = True
         self.received: list[Frame] = []
         self.hushed: tuple[type, ...] = (Ping, Pong)
         self.count = 0  # of all frames that came
@@ -97,18 +97,18 @@ class RogueSession:
         self._out.append(data)
         self.carrier.wake()
 
-    def open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> int:
+    def open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **changes: Any) -> int:
         """Open the next stream; return its number."""
-        self.send(self.next_open(target, entrance=entrance, user=user, **said))
+        self.send(self.next_open(target, entrance=entrance, user=user, **changes))
         return self._stream
 
-    def next_open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **said: Any) -> Open:
+    def next_open(self, target: str, *, entrance: str = "tcp", user: str = "kim", **changes: Any) -> Open:
         """The frame that opens the next stream."""
         self._stream += 2
-        return Open(self._stream, target, user, entrance, 64 * KIB)._replace(**said)
+        return Open(self._stream, target, user, entrance, 64 * KIB)._replace(**changes)
 
     def cut(self) -> None:
-        """Break the carrier off without a word."""
+        """End the carrier without a bye."""
         self.carrier.abandon()
 
     @property
@@ -124,11 +124,11 @@ class RogueSession:
                 await self._changed.wait()
 
     async def wait_lost(self, seconds: float = _SECONDS) -> str:
-        """Wait until the carrier is lost; return what the transport says."""
+        """Wait until the carrier is lost; return the transport's text."""
         await self.wait(lambda: False, seconds)
         return self.lost
 
-    async def wait_frame(self, kind: type[_Kind], seconds: float = _SECONDS) -> _Kind:
+    async def wait_frame(self, kind: type[_FrameType], seconds: float = _SECONDS) -> _FrameType:
         """Wait for the first frame of this kind. ``LookupError`` if the carrier is lost first."""
         await self.wait(lambda: any(isinstance(frame, kind) for frame in self.received), seconds)
         for frame in self.received:
@@ -147,7 +147,7 @@ class RogueSession:
         assert isinstance(packet, Packet), packet
         if packet.number:
             self._have = packet.number
-            if self.confirms:
+            if self.acknowledges:
                 self.say()
         for frame in packet.frames:
             self._take(frame)
@@ -176,7 +176,7 @@ class RogueSession:
 
 
 class RogueServer:
-    """Takes agents in. ``answer`` makes the frames that answer a hello."""
+    """The rogue's listener. ``answer`` makes the frames that answer a hello."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -190,7 +190,7 @@ class RogueServer:
         self._came.send_nowait(session)
 
     async def came(self) -> RogueSession:
-        """Wait for the next carrier; return it when its hello is there."""
+        """Wait for the next carrier, and return it when its hello has arrived."""
         with trio.fail_after(_SECONDS):
             session = await self._coming.receive()
         await session.wait(lambda: session.hello)
@@ -209,7 +209,7 @@ class RogueServer:
 async def rogue_server(
     *, key_pem: bytes, chain_pem: bytes, roots_pem: bytes, listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[RogueServer]:
-    """Serve until the end of the block. ``roots_pem`` are those that agents must be certified by."""
+    """Serve until the end of the block. Certificates of agents must lead to ``roots_pem``."""
     server = RogueServer()
     async with open_site(listen=[listen], tls=ServerTls(key_pem, chain_pem, roots_pem)) as site:
         site.on_carrier = server.take

@@ -23,7 +23,7 @@ from tunnel_server.admin.actions import READS, WRITES
 TABLE = Path(__file__).with_name("answers.txt")
 
 
-async def test_each_listener_answers_as_the_table_says(tmp_path: Path) -> None:
+async def test_each_listener_answers_as_in_the_table(tmp_path: Path) -> None:
     lines: list[str] = []
     async with open_listeners(tmp_path) as listeners:
         assert listeners.keys() == listener_paths().keys()

@@ -110,7 +110,7 @@ async def talk(user: trio.SocketStream) -> None:
 
 async def _settle(pair: LinkPair) -> None:
     with trio.fail_after(5):
-        while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - the mux reports no change
+        while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.005)
     await trio.testing.wait_all_tasks_blocked(0.02)
 

@@ -72,9 +72,7 @@ async def open_site(folder: Path, clock: Clock, ops: Ops) -> AsyncIterator[Site]
     readiness, store = Readiness(certificates), StoreState()
     known: Any = store
     async with open_edge(revoked) as edge:
-        server_ops = ServerOps(
-            config, readiness, edge.nodes, edge.counters, known, edge.standing, certificates
-        )
+        server_ops = ServerOps(config, readiness, edge.nodes, edge.counters, known, edge.watch, certificates)
         yield Site(server_ops, edge, readiness, revoked, store)
 
 

@@ -136,7 +136,7 @@ async def test_a_second_signal_forces(tmp_path: Path) -> None:
             await stream.receive_some()
 
 
-async def test_sighup_takes_up_new_certificates_and_no_broken_ones(tmp_path: Path) -> None:
+async def test_after_sighup_new_certificates_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
     async with attached(tmp_path) as (site, server, _):
         stream = await site.through()
         old, new = pki.server_leaf(), pki.server_leaf("second")
@@ -357,10 +357,10 @@ async def test_a_server_does_not_start_without_a_certificate_that_is_good(tmp_pa
 async def test_mistakes_in_the_configuration_are_reported_all_at_once(tmp_path: Path) -> None:
     site = Site(tmp_path, "[sesion]\n", {"drain_secnds": "8"})
     site.write()
-    message = await refused(site, 2, f"{site.config}: ")
-    assert "drain_secnds" in message
-    assert "did you mean drain_seconds?" in message
-    assert "did you mean session?" in message
+    output = await refused(site, 2, f"{site.config}: ")
+    assert "drain_secnds" in output
+    assert "did you mean drain_seconds?" in output
+    assert "did you mean session?" in output
     missing = await run_server(tmp_path / "none.toml")
     assert missing.returncode == 2
     assert b"make a server: qanat-server init" in missing.stderr
@@ -373,10 +373,10 @@ def sockets_in(folder: Path) -> list[Path]:
 async def refused(site: Site, code: int, words: str) -> str:
     """Check that the server does not start, and logs ``words`` and no traceback."""
     result = await run_server(site.config)
-    message = result.stderr.decode()
-    assert (result.returncode, words in message) == (code, True), message
-    assert "Traceback" not in message
-    return message
+    output = result.stderr.decode()
+    assert (result.returncode, words in output) == (code, True), output
+    assert "Traceback" not in output
+    return output
 
 
 async def test_a_lost_agent_shows_in_nodes_events_and_metrics(tmp_path: Path) -> None:

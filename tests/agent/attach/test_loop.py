@@ -197,7 +197,7 @@ async def test_cancelling_gives_the_link_up(autojump_clock: trio.testing.MockClo
     assert servers.given_up == 1
 
 
-async def test_the_state_says_when_the_next_attempt_is(
+async def test_the_state_has_the_time_of_the_next_attempt(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     servers, state = Servers(REFUSED), state_of()
@@ -229,7 +229,7 @@ async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one
 ) -> None:
     caplog.set_level("INFO")
     servers = Servers(*[answer] * 4)
-    attacher = AttachLoop(
+    attach_loop = AttachLoop(
         servers.open_link,
         state_of("a:1", "b:1"),
         Counters(),
@@ -237,7 +237,7 @@ async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one
         certificate_problem=lambda: (certificate_problem, bool(certificate_problem)),
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(attacher.run)
+        nursery.start_soon(attach_loop.run)
         await servers.attached.wait()
         nursery.cancel_scope.cancel()
     assert [server for _, server in servers.attempts] == ["a:1"] * 5
@@ -249,11 +249,11 @@ async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one
 
 async def test_another_certificate_ends_the_wait(autojump_clock: trio.testing.MockClock) -> None:
     servers = Servers(Refused(Reason.REVOKED, "the name was revoked"))
-    attacher = AttachLoop(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
+    attach_loop = AttachLoop(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(attacher.run)
+        nursery.start_soon(attach_loop.run)
         await trio.sleep(7)
-        attacher.retry_now()
+        attach_loop.retry_now()
         await servers.attached.wait()
         nursery.cancel_scope.cancel()
     assert servers.gaps() == [7]
@@ -273,7 +273,7 @@ async def test_a_clock_that_is_behind_is_named_and_tried_again_as_ever(
     autojump_clock: trio.testing.MockClock, longest_waits: None
 ) -> None:
     servers, state = Servers(REFUSED, REFUSED), state_of()
-    attacher = AttachLoop(
+    attach_loop = AttachLoop(
         servers.open_link,
         state,
         Counters(),
@@ -281,7 +281,7 @@ async def test_a_clock_that_is_behind_is_named_and_tried_again_as_ever(
         certificate_problem=lambda: ("this machine's clock says 1970", False),
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(attacher.run)
+        nursery.start_soon(attach_loop.run)
         await servers.attached.wait()
         nursery.cancel_scope.cancel()
     assert servers.gaps() == [1, 2]

@@ -127,8 +127,8 @@ async def test_a_bundle_that_cannot_be_written_is_logged_once_and_stops_nothing(
         agent.roots._nursery = nursery
         agent.receive_roots(OLD)
     assert agent.bundle.roots_pem == OLD
-    warnings = [line for line in caplog.messages if "lost at the next start" in line]
-    assert len(warnings) == 1
+    output = [line for line in caplog.messages if "lost at the next start" in line]
+    assert len(output) == 1
 
 
 async def test_a_certificate_that_came_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ class Loop:
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.renewal.run)
-                while not done():  # type: ignore[operator]  # noqa: ASYNC110 - files tell nobody
+                while not done():  # type: ignore[operator]  # noqa: ASYNC110 - no event announces a change of a file
                     await trio.sleep(0.02)
                 nursery.cancel_scope.cancel()
 

@@ -120,8 +120,10 @@ def test_the_written_configuration_has_the_requested_values_whatever_they_contai
 
 def test_the_lines_that_an_existing_configuration_lacks_are_printed() -> None:
     there = read('allow = ["localhost:22"]\n[[service]]\nname = "db"\ntarget = "db.local:5432"\n')
-    wish = JoinRequest(SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80"))
-    lacking = missing_text(wish, there)
+    request = JoinRequest(
+        SERVER, "edge1", (WEB, parse_service("db=other:1")), ("localhost:22", "localhost:80")
+    )
+    lacking = missing_text(request, there)
     assert "localhost:80" in lacking and "localhost:22" not in lacking
     assert 'name = "web"' in lacking
     assert "# db is db.local:5432 there, not other:1" in lacking

@@ -110,7 +110,7 @@ def run_agent(edge: Machine, arguments: Sequence[str], stdin: bytes | str) -> Re
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_wrong_use_says_what_to_do(wrong: Use, tmp_path: Path) -> None:
+def test_a_wrong_use_names_the_next_step(wrong: Use, tmp_path: Path) -> None:
     edge = machine(tmp_path)
     ran = run_agent(edge, wrong.arguments, wrong.stdin)
     output = " ".join(ran.output.split())
@@ -217,7 +217,7 @@ async def test_the_line_works_as_printed_on_any_host(cloud: Cloud, tmp_path: Pat
     assert b"has joined as shop-7 already" in again.stdout and b"no token is needed" in again.stdout
 
 
-async def test_a_pattern_says_which_names_fit(cloud: Cloud) -> None:
+async def test_the_message_about_a_pattern_lists_the_names_that_fit(cloud: Cloud) -> None:
     command = [*SERVER, "token", "create", "--match", "till-*", "--uses", "9", "--config", str(cloud.config)]
     made = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
     assert "Add --name NAME if the node's host name does not match till-*." in made

@@ -52,7 +52,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 class ChangeCounter:
-    """Counts changes, and wakes who waits for the next."""
+    """Count changes, and wake the tasks that wait for the next one."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -69,8 +69,8 @@ class ChangeCounter:
 
 
 async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: trio.Nursery) -> None:
-    counter = ChangeCounter()
-    watcher = RouteWatcher(counter)
+    changes = ChangeCounter()
+    watcher = RouteWatcher(changes)
     watcher.watch(["192.0.2.1"])
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
@@ -78,26 +78,26 @@ async def test_a_burst_is_one_question_and_one_change(kernel: Kernel, nursery: t
     kernel.current_route = KernelRoute(3, "10.64.0.7", "10.64.0.1")
     for _ in range(50):
         kernel.announcer.send(b"anything")
-    await counter.wait()
+    await changes.wait()
     assert kernel.asked == before + 1
     kernel.announcer.send(b"anything")
     await trio.sleep(0.2)
-    assert (kernel.asked, len(counter.times)) == (before + 2, 1)
+    assert (kernel.asked, len(changes.times)) == (before + 2, 1)
 
 
 async def test_changes_that_come_too_soon_are_reported_at_the_end(
     kernel: Kernel, nursery: trio.Nursery
 ) -> None:
-    counter = ChangeCounter()
-    watcher = RouteWatcher(counter, least_seconds=0.4)
+    changes = ChangeCounter()
+    watcher = RouteWatcher(changes, least_seconds=0.4)
     watcher.watch(["192.0.2.1"])
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     for interface in (3, 4):
         kernel.current_route = KernelRoute(interface, "", "")
         kernel.announcer.send(b"anything")
-        await counter.wait()
-    assert counter.times[1] - counter.times[0] >= 0.4
+        await changes.wait()
+    assert changes.times[1] - changes.times[0] >= 0.4
 
 
 def test_an_overrun_is_a_sign_like_any_other() -> None:
@@ -144,8 +144,8 @@ def test_a_socket_without_a_request_receives_nothing() -> None:
 
 
 async def test_an_unchanged_route_is_never_reported(nursery: trio.Nursery) -> None:
-    counter = ChangeCounter()
-    watcher = RouteWatcher(counter)
+    changes = ChangeCounter()
+    watcher = RouteWatcher(changes)
     nursery.start_soon(watcher.run)
     await trio.testing.wait_all_tasks_blocked()
     watcher.watch(["127.0.0.1", "no-address", "::ffff:127.0.0.1"])
@@ -153,4 +153,4 @@ async def test_an_unchanged_route_is_never_reported(nursery: trio.Nursery) -> No
     for _ in range(20):
         watcher._ask()
     assert not watcher._change.take_change(trio.current_time())
-    assert counter.times == []
+    assert changes.times == []

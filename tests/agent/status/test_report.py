@@ -112,7 +112,7 @@ def test_an_attached_agent_shows_its_link_streams_and_services() -> None:
     assert "127.0.0.1:1880" in page
 
 
-def test_a_waiting_agent_says_when_it_tries_again_and_why_it_failed() -> None:
+def test_a_waiting_agent_shows_its_next_attempt_and_the_cause() -> None:
     state = state_of(Clock())
     state.trouble("cannot attach to a:7001: connection refused")
     state.waiting(12.0)
@@ -121,7 +121,7 @@ def test_a_waiting_agent_says_when_it_tries_again_and_why_it_failed() -> None:
     assert "connection refused" in page
 
 
-def test_an_agent_that_stops_says_so_until_the_end() -> None:
+def test_an_agent_that_stops_is_shown_as_stopping_until_the_end() -> None:
     state = state_of(Clock(), FakeLink())
     state.stopping()
     state.connecting("a:7001")

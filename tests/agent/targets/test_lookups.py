@@ -111,7 +111,7 @@ async def test_a_delayed_user_gets_the_cause_and_continues_when_the_resolver_gav
         (await dials.dial(Target.parse("db.local:80"), user="mallory")).stream.abort()
 
 
-async def test_a_user_without_a_lookup_is_told_that_others_hold_all(autojump_clock: MockClock) -> None:
+async def test_a_user_without_a_lookup_gets_the_cause_that_others_hold_all(autojump_clock: MockClock) -> None:
     dns = Dns(most=2)
     async with trio.open_nursery() as nursery:
         dials = dialler(dns, nursery)

@@ -1,4 +1,4 @@
-"""The allow-list: what is dialled, what is refused, and the line that a refusal tells the operator to add."""
+"""The allow-list: what is dialled, what is refused, and the line that a refusal proposes to add."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ Visit: TypeAlias = Callable[[Rig, str], Awaitable[None]]
 
 async def _settle(rig: Rig) -> None:
     with trio.fail_after(5):
-        while list(rig.pair.server.mux_streams) or list(rig.pair.agent.mux_streams):  # noqa: ASYNC110 - the mux tells nobody
+        while list(rig.pair.server.mux_streams) or list(rig.pair.agent.mux_streams):  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.005)
     await trio.testing.wait_all_tasks_blocked(0.02)
 

@@ -365,7 +365,7 @@ class TestDialling:
             ({"key_pem": b"no PEM"}, ""),
         ],
     )
-    async def test_a_failure_says_why(self, settings: dict[str, Any], says: str) -> None:
+    async def test_a_failure_has_its_cause(self, settings: dict[str, Any], says: str) -> None:
         async with open_site() as site:
             with pytest.raises(CarrierFailed) as caught:
                 await site.dial(**settings)

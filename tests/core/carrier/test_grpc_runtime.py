@@ -139,7 +139,7 @@ class TestConnections:
                     own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
                     own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
                 )
-                for own in wire.own_sockets(site.port)
+                for own in wire.connected_sockets(site.port)
             ]
             assert all(20_000 <= timeout < 30_000 and no_delay for timeout, no_delay in sockets)
             assert len(sockets) == len({timeout for timeout, _ in sockets}) == 2
@@ -167,7 +167,7 @@ class TestConnections:
             packets = [bulk(MIB, number) for number in range(1, 41)]
             agent.send(*packets)
             with trio.fail_after(5):
-                while agent.queued == 40:  # noqa: ASYNC110 - nothing tells when gRPC took a packet
+                while agent.queued == 40:  # noqa: ASYNC110 - no event announces that gRPC took a packet
                     await trio.sleep(0.01)
             await trio.sleep(0.1)
             assert agent.queued > 20  # the buffers of TCP hold a few

@@ -52,7 +52,7 @@ def test_an_example_is_a_command_that_exists(page: Page) -> None:
 
 
 @every_page
-def test_every_option_says_what_it_does(page: Page) -> None:
+def test_every_option_has_a_help_text(page: Page) -> None:
     for spelling, meaning in page.options:
         assert meaning, f"{page.name} {spelling} has no help"
 
@@ -93,7 +93,7 @@ def test_the_manual_page_is_printed_in_a_pipe_and_installed(
     printed = CliRunner().invoke(GROUPS["qanat"], ["man"], prog_name="qanat").stdout
     assert printed.startswith('.TH QANAT 1 "" "qanat ')
     assert metadata.version("qanat") in printed
-    message = CliRunner().invoke(GROUPS["qanat"], ["man", "--install"], prog_name="qanat").stdout
+    output = CliRunner().invoke(GROUPS["qanat"], ["man", "--install"], prog_name="qanat").stdout
     file = tmp_path / "man/man1/qanat.1"
     assert (file.read_text(), file.stat().st_mode & 0o777) == (printed, 0o644)
-    assert "man qanat" in message
+    assert "man qanat" in output

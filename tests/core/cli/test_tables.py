@@ -133,7 +133,7 @@ def test_the_rest_is_there_with_wide_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown(monkeypatch, [("a", "b", "c")], wide=True).splitlines()[0] == "NODE  STATE  ALIAS"
 
 
-def test_an_empty_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_table_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, []) == "nothing\n"
 
 
@@ -150,7 +150,7 @@ def test_the_width_is_that_of_columns_or_the_terminal(
     assert line_width({"COLUMNS": columns}) is None
 
 
-def test_a_terminal_that_says_zero_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_reports_zero_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "get_terminal_size", lambda _: (0, 0))
     monkeypatch.setattr(sys, "stdout", screen := Terminal())
     monkeypatch.setattr(screen, "fileno", lambda: 1)

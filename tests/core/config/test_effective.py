@@ -107,19 +107,19 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_value_says_where_it_comes_from(file: Path) -> None:
+def test_each_value_has_its_origin(file: Path) -> None:
     environ = {"QANAT_AGENTS_MAX": "9", "QANAT_DATA_DIR": "/else"}
     config, given = load_given(file, ServerConfig, environ=environ)
-    by_key = {one.key: (one.value, one.origin.value, one.place) for one in settings_of(config, given)}
-    assert by_key["agents.max"] == (9, "environment", "QANAT_AGENTS_MAX")
-    assert by_key["data_dir"] == ("/else", "environment", "QANAT_DATA_DIR")
-    assert by_key["connect.unix.path"] == (str(file.parent / "c.sock"), "file", f"{file}:3")
-    assert by_key["connect.unix.peer#1.user"] == ("root", "file", f"{file}:6")
-    assert by_key["connect.unix.mode"] == ("0600", "default", "")
-    assert by_key["log.entrances.web"] == ("none", "file", f"{file}:8")
-    assert by_key["tcp#1.node"] == ("a", "file", f"{file}:11")
-    assert by_key["tcp#1.allow_from"] == ([], "default", "")
-    assert by_key["tls.key_file"] == ("/else/server.key", "default", "")
+    settings = {one.key: (one.value, one.origin.value, one.place) for one in settings_of(config, given)}
+    assert settings["agents.max"] == (9, "environment", "QANAT_AGENTS_MAX")
+    assert settings["data_dir"] == ("/else", "environment", "QANAT_DATA_DIR")
+    assert settings["connect.unix.path"] == (str(file.parent / "c.sock"), "file", f"{file}:3")
+    assert settings["connect.unix.peer#1.user"] == ("root", "file", f"{file}:6")
+    assert settings["connect.unix.mode"] == ("0600", "default", "")
+    assert settings["log.entrances.web"] == ("none", "file", f"{file}:8")
+    assert settings["tcp#1.node"] == ("a", "file", f"{file}:11")
+    assert settings["tcp#1.allow_from"] == ([], "default", "")
+    assert settings["tls.key_file"] == ("/else/server.key", "default", "")
 
 
 @pytest.mark.parametrize("schema", [ServerConfig, AgentConfig])

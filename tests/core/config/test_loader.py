@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_parsed_is_one_problem(tmp_path: Path, content: by
     assert str(caught.value).startswith(f"{file}: {message}")
 
 
-def test_a_file_that_does_not_exist_says_what_to_do(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_file_names_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file; create it"):
         load(tmp_path / "none.toml", Sample)
 

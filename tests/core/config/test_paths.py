@@ -61,11 +61,11 @@ def test_a_data_folder_of_ones_own_has_its_socket() -> None:
 
 def test_a_missing_right_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    sentence = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
-    assert sentence.startswith("Permission denied; run this as") and sentence.endswith("with sudo")
+    message = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
+    assert message.startswith("Permission denied; run this as") and message.endswith("with sudo")
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    sentence = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
-    assert sentence.startswith("Permission denied; root has no access here because of a container")
+    message = paths.with_rights_hint(PermissionError(errno.EACCES, "Permission denied"))
+    assert message.startswith("Permission denied; root has no access here because of a container")
     assert (
         paths.with_rights_hint(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     )

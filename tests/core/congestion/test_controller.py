@@ -26,7 +26,7 @@ class Step(NamedTuple):
 steps = st.lists(
     st.builds(
         Step,
-        st.sampled_from(["send", "send", "priority", "ack", "idle", "reset"]),
+        st.sampled_from(["send", "send", "quick", "ack", "idle", "reset"]),
         st.integers(0, STAMP_MODULUS - 1),
         st.floats(0, 30) | st.floats(0, 0.01),
     ),
@@ -136,7 +136,7 @@ def test_a_new_carrier_uses_no_estimate_of_the_old_one() -> None:
     assert flight.rate_bytes_per_second == 0.0
 
 
-def test_a_full_flight_lets_priority_bytes_through_up_to_a_budget() -> None:
+def test_bytes_in_flight_at_the_limit_let_urgent_bytes_through_up_to_a_budget() -> None:
     flight = CongestionController(LIMITS, 0.0)
     number = 0
     while flight.room(0.0):
@@ -147,7 +147,7 @@ def test_a_full_flight_lets_priority_bytes_through_up_to_a_budget() -> None:
     assert flight.priority_room(0.0) == 0
 
 
-def test_an_ack_is_requested_several_times_a_flight() -> None:
+def test_an_ack_is_requested_several_times_in_each_round_trip() -> None:
     flight = CongestionController(LIMITS, 0.0)
     asked = [flight.sent(number, 512, 0.0) for number in range(1, 17)]
     assert asked.count(True) == 8

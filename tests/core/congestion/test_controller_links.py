@@ -140,7 +140,7 @@ def test_a_route_that_gets_longer() -> None:
     link.change(round_trip=0.3)
     link.round_trip = 0.3
     link.clock.run(10)
-    assert link.key_extra(6.5) < 0.500, "no worse than a competing flow's queue would make it"
+    assert link.key_extra(6.5) < 0.500, "no worse than the queue of a competing flow would make it"
     link.clock.run(30)
     assert link.key_extra(25) < 0.100
     assert link.share(link.agent, 5.0, 0) > 0.70, "TCP below us takes as long to use the longer path"
@@ -168,7 +168,7 @@ def test_a_program_that_stalls_during_an_rtt_probe_is_no_competing_flow() -> Non
     assert link.key_extra(3) < 0.080
 
 
-def test_a_roam_to_a_thin_link_believes_nothing_old() -> None:
+def test_a_roam_to_a_thin_link_uses_no_old_estimate() -> None:
     link = Link(200, 0.01, 0.1)
     link.clock.at(0.0, link.server.start_bulk)
     link.clock.run(0.4)

@@ -90,7 +90,7 @@ def test_a_later_queue_corrects_the_remembered_rate_unless_it_is_a_disturbance()
     assert empty_rounds(growth, 0.45 * RATE) == 1, "well below it"
 
 
-def test_a_dip_restarts_the_count_of_empty_round_trips() -> None:
+def test_an_rtt_probe_restarts_the_count_of_empty_round_trips() -> None:
     growth = stopped()
     for _ in range(3):
         growth.end_round(EMPTY, SLACK, RATE)

@@ -133,7 +133,7 @@ def test_a_lone_packet_may_always_leave() -> None:
     assert packet is not None and packet.number
 
 
-def test_control_and_ends_leave_though_the_flight_is_full() -> None:
+def test_control_and_ends_are_sent_although_the_limit_is_reached() -> None:
     site = Site()
     near, _ = site.open()
     done, _ = site.open()
@@ -162,7 +162,7 @@ def test_without_acks_no_more_bulk_is_sent_and_one_ack_releases_more() -> None:
     assert site.server.may_send(site.now)
 
 
-def test_a_full_flight_requests_an_ack_and_gets_it() -> None:
+def test_bytes_in_flight_near_the_limit_request_an_ack_and_get_it() -> None:
     site = Site(rate=100 * MIB, delay=0.001)  # nothing is paced on so short a path
     near, _ = site.open()
     near.push(bytes(4 * MIB))

@@ -99,7 +99,7 @@ async def test_requests_follow_each_other_on_one_connection() -> None:
     assert await talk(GET + POST + CHUNKED) == expected
 
 
-async def test_a_connection_ends_when_the_client_says_so(autojump_clock: MockClock) -> None:
+async def test_a_connection_ends_when_the_client_asks_for_the_end(autojump_clock: MockClock) -> None:
     assert await talk(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + GET, eof=False) == (
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nConnection: close\r\n\r\n/a:"
     )

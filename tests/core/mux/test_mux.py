@@ -39,7 +39,7 @@ class End2:
         self.mux.peer_max_streams = LIMITS.max_streams
         self.sent: deque[list[Frame]] = deque()
         self.waiting: deque[list[Receipt]] = deque()  # in the order sent
-        self.unacked = 0
+        self.receipts_due = 0
 
 
 class TwoEnds(RuleBasedStateMachine):
@@ -145,17 +145,17 @@ class TwoEnds(RuleBasedStateMachine):
             return False
         for frame in end.sent.popleft():
             other.mux.receive(frame)
-        end.unacked += 1
+        end.receipts_due += 1
         return True
 
     @rule(from_server=st.booleans())
-    def ack(self, from_server: bool) -> None:
-        self._ack(self.server if from_server else self.agent)
+    def acknowledge(self, from_server: bool) -> None:
+        self._acknowledge(self.server if from_server else self.agent)
 
-    def _ack(self, end: End2) -> bool:
-        if not end.unacked:
+    def _acknowledge(self, end: End2) -> bool:
+        if not end.receipts_due:
             return False
-        end.unacked -= 1
+        end.receipts_due -= 1
         end.mux.acked(end.waiting.popleft())
         return True
 
@@ -201,7 +201,7 @@ class TwoEnds(RuleBasedStateMachine):
         for _ in range(10_000):
             moved = [self._send(end, 100, 100) for end in (self.server, self.agent)]
             moved += [self._deliver(True), self._deliver(False)]
-            moved += [self._ack(self.server), self._ack(self.agent)]
+            moved += [self._acknowledge(self.server), self._acknowledge(self.agent)]
             while self.agent.accepted:
                 self.answer(True)
             for index, pair in enumerate(self.pairs):

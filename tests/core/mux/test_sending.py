@@ -13,7 +13,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Credit, Data, End, Open, Opened, Reset, Stop
 
 
-def test_a_stream_that_is_reset_before_its_open_left_presses_for_nothing() -> None:
+def test_a_stream_that_is_reset_before_its_open_was_sent_makes_nothing_urgent() -> None:
     mux = Mux(LIMITS, CreditPool(LIMITS.credit_pool), opener=True)
     mux.open(REQUEST).reset(Reason.USER_LEFT, "")
     assert mux.take(0, 0) == ([], [])

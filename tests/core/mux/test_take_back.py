@@ -22,7 +22,7 @@ def opener(limits: Limits = LIMITS, send_pool: SendPool | None = None) -> Mux:
     return Mux(limits, CreditPool(0), opener=True, send_pool=send_pool)
 
 
-def next_frames(session: SessionProtocol) -> list[Frame]:
+def sent_frames(session: SessionProtocol) -> list[Frame]:
     packet = session.next_packet(0.0)
     return list(packet.frames) if packet else []
 
@@ -35,11 +35,11 @@ def test_opens_come_again_first_in_order_and_without_early_data() -> None:
     mux = opener()
     session = server(mux)
     first, second = mux.open(REQUEST, b"early"), mux.open(REQUEST)
-    assert [type(frame) for frame in next_frames(session)] == [Open, Open]
+    assert [type(frame) for frame in sent_frames(session)] == [Open, Open]
     second.push(b"later")
     third = mux.open(REQUEST)
     session.move(0, 1.0)
-    frames = next_frames(session)
+    frames = sent_frames(session)
     opens = [frame for frame in frames if isinstance(frame, Open)]
     assert [frame.stream for frame in opens] == [1, 3, 5] and third.number == 5
     assert all(not frame.early_data for frame in opens)
@@ -52,11 +52,11 @@ def test_a_key_goes_before_the_bulk_that_comes_again() -> None:
     mux = opener()
     session = server(mux)
     bulk, shell = mux.open(REQUEST), mux.open(REQUEST)
-    next_frames(session)
+    sent_frames(session)
     for stream in (bulk, shell):
         mux.receive(Opened(stream.number, 1024 * KIB))
     bulk.push(bytes(600 * KIB))
-    next_frames(session)
+    sent_frames(session)
     session.move(1, 1.0)  # the opens have arrived
     shell.push(b"key")
     frames = mux.take(100 * KIB, 100 * KIB)[0]
@@ -72,13 +72,13 @@ def test_a_move_acknowledges_what_the_peer_has() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(b"x" * 100)
-    next_frames(session)
+    sent_frames(session)
     stream.end()
-    next_frames(session)
+    sent_frames(session)
     session.move(1, 1.0)
     assert stream.send.acked == 100
-    assert next_frames(session) == [End(1, 100)]
-    assert mux.unacked_bytes == mux.retained_bytes == 0
+    assert sent_frames(session) == [End(1, 100)]
+    assert mux.unconfirmed == mux.retained_bytes == 0
 
 
 def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
@@ -86,7 +86,7 @@ def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(b"x" * 100)
-    next_frames(session)
+    sent_frames(session)
     session.move(0, 1.0)
     session.receive(Packet(0, 1, ()), 10, 1.0)
     assert stream.send.acked == 0
@@ -116,10 +116,10 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)
-    next_frames(session)
+    sent_frames(session)
     session.receive(Packet(0, 1, ()), 10, 0.0)
     session.move(0, 1.0)
-    assert next_frames(session) == []
+    assert sent_frames(session) == []
     with pytest.raises(ProtocolError) as caught:
         session.move(5, 2.0)
     assert caught.value.reason is Reason.ACK_OF_UNSENT
@@ -128,29 +128,29 @@ def test_a_low_have_is_no_fault_and_one_too_high_is() -> None:
 def test_the_sessions_own_frames_are_retransmitted() -> None:
     session = server(opener())
     session.send_draining(8)
-    assert next_frames(session) == [Draining(8000)]
+    assert sent_frames(session) == [Draining(8000)]
     session.move(0, 1.0)
-    assert next_frames(session) == [Draining(8000)]
+    assert sent_frames(session) == [Draining(8000)]
 
 
 def test_the_end_and_the_reset_come_again() -> None:
     mux = opener()
     session = server(mux)
     ended, broken = mux.open(REQUEST), mux.open(REQUEST)
-    next_frames(session)
+    sent_frames(session)
     session.receive(Packet(0, 1, ()), 10, 0.0)
     ended.end()
     broken.reset(Reason.USER_LEFT, "")
-    before = next_frames(session)
+    before = sent_frames(session)
     session.move(1, 1.0)
-    assert sorted(map(str, next_frames(session))) == sorted(map(str, before))
+    assert sorted(map(str, sent_frames(session))) == sorted(map(str, before))
 
 
 def test_without_a_carrier_nothing_is_due_and_no_peer_is_at_fault() -> None:
     mux = opener()
     session = server(mux)
     mux.open(REQUEST)
-    next_frames(session)
+    sent_frames(session)
     session.pause()
     assert session.deadline() == session.late_at() == float("inf")
     assert not session.tick(10_000.0)
@@ -161,7 +161,7 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     second = opener(send_pool=pool)
     waiting = server(second)
     other = second.open(REQUEST)
-    next_frames(waiting)
+    sent_frames(waiting)
     pool.used = pool.size  # by other sessions
     with pytest.raises(Refused) as caught:
         second.open(REQUEST)
@@ -169,11 +169,11 @@ def test_a_full_pool_makes_data_wait_and_refuses_opens_while_control_goes_on() -
     woken: list[bool] = []
     second.wake = lambda: woken.append(True)
     other.push(b"waits")
-    assert next_frames(waiting) == [] and not second.has_data
+    assert sent_frames(waiting) == [] and not second.has_data
     woken.clear()
     pool.release(pool.size)
     assert pool.used == 0 and woken
-    [frame] = next_frames(waiting)
+    [frame] = sent_frames(waiting)
     assert isinstance(frame, Data | DataParts)
 
 
@@ -183,11 +183,11 @@ def test_bytes_taken_back_have_their_place_in_the_pool() -> None:
     session = server(mux)
     stream = mux.open(REQUEST)
     stream.push(bytes(10 * KIB))
-    while next_frames(session):
+    while sent_frames(session):
         pass
     session.move(0, 1.0)
-    assert pool.used == mux.retained_bytes == 10 * KIB and mux.unacked_bytes == 0
-    while next_frames(session):
+    assert pool.used == mux.retained_bytes == 10 * KIB and mux.unconfirmed == 0
+    while sent_frames(session):
         pass
     assert mux.unacked_bytes == pool.used == 10 * KIB
     stream.reset(Reason.USER_LEFT, "")

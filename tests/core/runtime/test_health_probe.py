@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "door"),
+    ("text", "endpoint"),
     [
         (None, OpsEndpoint(DEFAULT)),
         ('allow = ["localhost:22"]', OpsEndpoint(DEFAULT)),
@@ -34,10 +34,10 @@ def file(tmp_path: Path) -> Path:
         ("ops = 7", OpsEndpoint(DEFAULT)),
     ],
 )
-def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, door: OpsEndpoint) -> None:
+def test_health_reads_two_keys_of_the_file(file: Path, text: str | None, endpoint: OpsEndpoint) -> None:
     if text is not None:
         file.write_text(text)
-    assert OpsEndpoint.find(file, DEFAULT, {}) == door
+    assert OpsEndpoint.find(file, DEFAULT, {}) == endpoint
 
 
 def test_the_environment_wins(file: Path) -> None:
@@ -54,10 +54,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path} cannot be read: Is a directory"
 
 
-@pytest.mark.parametrize(("text", "message"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
-def test_a_file_that_cannot_be_read_is_reported(file: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), [("[ops", "cannot be read"), ("\xff\xfe", "is UTF-16 text")])
+def test_a_file_that_cannot_be_read_is_reported(file: Path, text: str, expected: str) -> None:
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(Unhealthy, match=rf"agent\.toml {message}"):
+    with pytest.raises(Unhealthy, match=rf"agent\.toml {expected}"):
         OpsEndpoint.find(file, DEFAULT, {})
 
 
@@ -137,8 +137,8 @@ def test_as_a_command_it_loads_next_to_nothing(side: str, tmp_path: Path) -> Non
         command = [sys.executable, "-c", program, "health", "--config", str(file)]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=30)  # noqa: S603
     assert ran.returncode == 0, ran.stderr
-    message, loaded = ran.stdout.split("\n", 1)
-    assert message == "healthy"
+    output, loaded = ran.stdout.split("\n", 1)
+    assert output == "healthy"
     assert not {"grpc", "trio", "click", "attrs", "cattrs", "ssl", "asyncio"} & set(loaded.split())
 
 

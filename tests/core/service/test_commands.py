@@ -101,7 +101,7 @@ def make_server(folder: Path) -> Path:
     return config
 
 
-def test_a_server_needs_what_its_configuration_says(tmp_path: Path) -> None:
+def test_the_needs_of_a_server_follow_from_its_configuration(tmp_path: Path) -> None:
     config = make_server(tmp_path)
     plain = ServerService().plan(config, ())
     assert plain.data_folder == tmp_path / "data"
@@ -119,7 +119,7 @@ def test_a_server_needs_what_its_configuration_says(tmp_path: Path) -> None:
     assert plan.spec.write_folders == (str(tmp_path / "data"), "/var/log/q")
 
 
-def test_a_server_that_was_not_made_says_init(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_server_names_init(tmp_path: Path) -> None:
     plan = ServerService().plan(tmp_path / "server.toml", ())
     assert "qanat-server init --name" in plan.problem
     assert plan.spec.state_name == "qanat"
@@ -146,7 +146,9 @@ def make_node(folder: Path, text: str = "") -> Path:
     return config
 
 
-def test_an_agent_without_its_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_about_missing_files_of_an_agent_names_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paths, "_SYSTEM_AGENT", tmp_path / "state")  # this machine may have a node
     plan = AgentService().plan(tmp_path / "agent.toml", ())
     assert ORDINARY_WAY.fullmatch(plan.problem)
@@ -340,7 +342,7 @@ def test_only_root_installs(service: Rig) -> None:
         assert re.search(rf"run: sudo \S+ .*service {verb}", refused.stderr)
 
 
-def test_without_systemd_it_says_what_to_do_and_changes_nothing(service: Rig) -> None:
+def test_without_systemd_install_prints_the_command_and_changes_nothing(service: Rig) -> None:
     service.machine.kind = Manager.ABSENT
     refused = service("install")
     assert refused.exit_code == 1

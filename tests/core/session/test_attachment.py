@@ -89,11 +89,11 @@ async def test_packets_before_the_welcome_is_sent_reach_the_session() -> None:
 async def test_an_attach_is_bounded_over_all_its_packets() -> None:
     end = ServerEnd()
     services = tuple(Service(f"s{number:062d}", "https", "a" * 250) for number in range(LIMITS.max_services))
-    encoded = one(hello(LIMITS)._replace(services=services))
-    assert LIMITS.max_attach_bytes // 2 < len(encoded) < LIMITS.max_attach_bytes
-    end.receive(encoded)
+    sent_hello = one(hello(LIMITS)._replace(services=services))
+    assert LIMITS.max_attach_bytes // 2 < len(sent_hello) < LIMITS.max_attach_bytes
+    end.receive(sent_hello)
     assert end.attempt.steps.welcome is not None, "that much is read"
-    end.receive(bytes(LIMITS.max_attach_bytes - len(encoded) + 1))
+    end.receive(bytes(LIMITS.max_attach_bytes - len(sent_hello) + 1))
     with pytest.raises(Refused, match="received more bytes than an attach needs"):
         await end.attempt.settle(1)
     assert end.carrier.abandoned
@@ -114,7 +114,7 @@ async def test_an_agent_reads_nothing_between_the_welcome_and_its_use() -> None:
     assert kinds[-1] is Use
 
 
-async def test_a_carrier_that_lingers_brings_the_session_nothing_any_more() -> None:
+async def test_a_carrier_whose_close_is_delayed_delivers_nothing_more_to_the_session() -> None:
     end = ServerEnd()
     end.receive(one(hello(LIMITS)))
     end.receive(one(Use(1)))

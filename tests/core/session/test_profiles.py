@@ -25,7 +25,7 @@ def test_pings_keep_a_nat_awake_and_acks_are_never_late() -> None:
         assert profile.active_ping_seconds < profile.idle_ping_seconds
 
 
-def test_the_default_is_what_a_session_goes_by_without_any() -> None:
+def test_a_session_without_a_profile_uses_the_default() -> None:
     default, limits = profile_of(metered=False), Limits()
     assert default.idle_ping_seconds == limits.ping_interval_seconds
 

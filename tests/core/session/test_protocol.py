@@ -76,13 +76,13 @@ def test_three_steps() -> None:
 
 
 def test_two_steps_where_the_hello_has_use_and_the_server_supports_it() -> None:
-    greeting = hello(LIMITS)._replace(attempt=3, have=7, use=True)
+    sent_hello = hello(LIMITS)._replace(attempt=3, have=7, use=True)
     server = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=True))
-    assert server.receive(greeting) == server.welcome and server.use == Use(3, 7)
+    assert server.receive(sent_hello) == server.welcome and server.use == Use(3, 7)
     with pytest.raises(ProtocolError):
         server.receive(Use(3, 7))
     deaf = ServerHandshake(lambda _: welcome(LIMITS))
-    deaf.receive(greeting)
+    deaf.receive(sent_hello)
     assert deaf.use is None
 
 

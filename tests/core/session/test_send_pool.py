@@ -22,7 +22,7 @@ LIMITS = Limits(flight_limit=False, send_pool=16 * MIB, max_send_memory=8 * MIB,
 
 
 class Sender:
-    """A server's session whose peer grants much credit and acknowledges when the test says so."""
+    """A server's session whose peer grants much credit and acknowledges when the test decides."""
 
     def __init__(self, pool: SendPool, node: str = "edge1") -> None:
         self.node = node
@@ -59,7 +59,7 @@ class Sender:
             frames += packet.frames
         return frames
 
-    def ack_all(self) -> None:
+    def acknowledge(self) -> None:
         self.session.receive(Packet(0, self.session._number, ()), 10, 0.0)
 
 
@@ -102,7 +102,7 @@ def test_a_moving_stream_moves_on_while_others_acknowledge_nothing() -> None:
     moved = 0
     for _ in range(40):
         moved += content(innocent.say())
-        innocent.ack_all()
+        innocent.acknowledge()
     assert moved == 20 * MIB
 
 
@@ -155,7 +155,7 @@ def test_a_session_over_its_share_continues_with_its_own_acks() -> None:
     sender.stream(20 * MIB)
     sender.say()
     assert not sender.mux.has_data
-    sender.ack_all()
+    sender.acknowledge()
     assert sender.mux.has_data and content(sender.say()) > 0
 
 
@@ -170,10 +170,10 @@ def test_bytes_taken_back_are_retransmitted_and_add_nothing() -> None:
         sender.session.move(0, float(now))
         sender.say()
         assert sender.mux.retained_bytes == full
-        assert sender.mux.unacked_bytes == full, "all of it was sent again"
+        assert sender.mux.unconfirmed == full, "all of it was sent again"
     assert fresh.send.sent == 0
     for _ in range(40):
-        sender.ack_all()
+        sender.acknowledge()
         sender.say()
     assert fresh.send.sent == MIB, "it stands in a list, and gets its turn"
 
@@ -204,7 +204,7 @@ def test_a_session_that_acknowledges_nothing_is_reset_while_memory_is_short() ->
     assert pool.is_short
     watch = UnconfirmedWatch(pool, 5, 30)
     assert watch.find_victims(senders, 0) == []
-    senders[3].ack_all()
+    senders[3].acknowledge()
     assert watch.find_victims(senders, 4.9) == []
     stalled = watch.find_victims(senders, 5.1)
     assert senders[3] not in stalled and len(stalled) == 39

@@ -157,17 +157,17 @@ class TestThroughALink:
             user.close_nowait()
 
     async def test_data_sent_by_a_target_before_its_close_arrives_while_the_user_sends(self) -> None:
-        sent = os.urandom(200 * KIB)
+        content = os.urandom(200 * KIB)
         async with tunnelled() as tunnel:
             user, target = await tunnel.begin()
-            await target.send_all(sent)
+            await target.send_all(content)
             target.close_nowait()
             await trio.testing.wait_all_tasks_blocked(0.05)
             for _ in range(3):
                 await user.send_all(b"too late")
                 await trio.testing.wait_all_tasks_blocked(0.05)
             with trio.fail_after(5):
-                assert await receive_all(user) == sent
+                assert await receive_all(user) == content
             user.close_nowait()
             assert (await tunnel.wait_over(10))["agent"] is Reason.TARGET_RESET
 

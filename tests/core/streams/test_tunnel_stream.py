@@ -213,7 +213,7 @@ async def test_arriving_data_wakes_no_sender_without_room(pair: LinkPair) -> Non
 
 async def _until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - a state machine tells nobody
+        while not condition():  # noqa: ASYNC110 - a state machine has no events
             await trio.sleep(0.005)
 
 

@@ -178,7 +178,7 @@ ENDS: list[End] = [
 async def _settle(pair: LinkPair) -> None:
     """Wait until all frames of the streams are acknowledged."""
     with trio.fail_after(5):
-        while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - the mux tells nobody
+        while list(pair.server.mux_streams) or list(pair.agent.mux_streams):  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.005)
     await trio.testing.wait_all_tasks_blocked(0.02)
 

@@ -103,7 +103,7 @@ async def test_no_page_may_frame_another_page(nursery: trio.Nursery) -> None:
     assert (b"content-security-policy", b"frame-ancestors 'none'") in response.headers
 
 
-async def test_what_is_not_ready_says_why_and_stays_healthy(nursery: trio.Nursery) -> None:
+async def test_a_program_that_is_not_ready_names_the_cause_and_stays_healthy(nursery: trio.Nursery) -> None:
     server = await nursery.start(serve_ops, LOOPBACK, pages("not_attached"), NO_ACCESS)
     assert await get(server, "/readyz") == (503, b"not_attached\n")
     assert await get(server, "/healthz") == (200, b"ok\n")
@@ -230,7 +230,7 @@ async def test_garbage_at_a_tls_listener_ends_alone(tmp_path: Path, nursery: tri
     assert await certificates.get(server, "/healthz") == (200, b"ok\n")
 
 
-async def test_a_full_listener_answers_probes_and_says_so_to_others(
+async def test_a_full_listener_answers_probes_and_refuses_other_requests(
     nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops_places.Place, "idle", ops_places.Place.busy)  # each is served, and none gives way
@@ -298,7 +298,7 @@ async def _is_over(stream: trio.SocketStream) -> bool:
     return False
 
 
-def test_the_descriptor_limit_says_what_it_carries() -> None:
+def test_the_text_of_the_descriptor_limit_has_what_it_carries() -> None:
     limit = descriptors.DescriptorLimit(before=1024, now=20_128)
     assert str(limit) == (
         "20128 file descriptors, raised from 1024: room for 20000 agents and streams together"

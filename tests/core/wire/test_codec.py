@@ -184,7 +184,7 @@ def test_mutated_packets_are_judged_as_by_protobuf(data: bytes) -> None:
         ),
     ],
 )
-def test_each_refusal_says_why(data: bytes, why: str) -> None:
+def test_each_refusal_has_its_cause(data: bytes, why: str) -> None:
     assert refusal(data) == why
 
 

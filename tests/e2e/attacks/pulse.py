@@ -1,6 +1,6 @@
 """Echoes of 64 bytes at fixed times, as a program: ``python -m tests.e2e.attacks.pulse REQUEST``.
 
-REQUEST is a JSON object: ``unix`` or ``address``, ``trust`` and ``identity`` say where to send the CONNECT
+REQUEST is a JSON object: ``unix`` or ``address``, ``trust`` and ``identity`` decide where to send the CONNECT
 for ``authority`` with ``headers``. Each line on standard input is answered with a line of JSON: the times and
 failures of the echoes since the line before.
 

@@ -68,8 +68,8 @@ def renewed(ground: Ground, own: Path, to: Path) -> Path:
 
 
 def life(bundle: Path) -> float:
-    said = describe(read_bundle(bundle).chain_pem)
-    return (said.ends - said.begins).total_seconds() - BACK_DATED_SECONDS
+    description = describe(read_bundle(bundle).chain_pem)
+    return (description.ends - description.begins).total_seconds() - BACK_DATED_SECONDS
 
 
 def serial(bundle: Path) -> str:
@@ -93,8 +93,8 @@ def test_renewals_of_a_stolen_certificate_are_revoked_with_it(
     with echo.measured() as under:
         stream = site.connect_tls(ECHO, identity=hidden)
         assert stream.status == 200 and stream.echoes(b"still here")
-        said = site.server.command_line("cert", "revoke", serial(stolen), "--yes")
-        assert "2 certificates renewed from it" in said
+        output = site.server.command_line("cert", "revoke", serial(stolen), "--yes")
+        assert "2 certificates renewed from it" in output
         wait_until(lambda: _is_over(stream.socket), "the stream of the renewal to end", deadline_seconds=5)
         assert site.connect_tls(ECHO, identity=hidden).status == 403
     under.require(echo.rest)
@@ -122,8 +122,8 @@ def test_used_tokens_delay_no_other_user(site: Ground, echo: Echo) -> None:
     def flood() -> None:
         client = EstClient(site)
         while time.monotonic() < ends:
-            status, said = client.post("simpleenroll", body, Authorization=basic("spent", spent))
-            assert (status, said.partition(b":")[0]) == (403, b"token_replayed")
+            status, body_of_answer = client.post("simpleenroll", body, Authorization=basic("spent", spent))
+            assert (status, body_of_answer.partition(b":")[0]) == (403, b"token_replayed")
             refused.append(status)
         client.close()
 

@@ -34,7 +34,7 @@ class Installation:
         return done.returncode, done.stdout + done.stderr
 
     def alter(self, **changes: object) -> None:
-        """Change what the manifest says of the server's key."""
+        """Change the entry of the server's key in the manifest."""
         with tarfile.open(self.tar) as old:
             members = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
         with tarfile.open(self.tar, "w") as new:
@@ -49,9 +49,9 @@ class Installation:
 
 
 def _altered(manifest: bytes, changes: dict[str, object]) -> bytes:
-    said = json.loads(manifest)
-    next(one for one in said["members"] if one["path"].endswith("server.key")).update(changes)
-    return json.dumps(said).encode()
+    output = json.loads(manifest)
+    next(one for one in output["members"] if one["path"].endswith("server.key")).update(changes)
+    return json.dumps(output).encode()
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def installation() -> Iterator[Installation]:
 def test_a_backup_does_not_decide_where_root_writes(installation: Installation) -> None:
     target = installation.folder / "root" / ".ssh" / "authorized_keys"
     installation.alter(path=str(target), mode=0o4755)
-    code, said = installation.restore()
-    assert (code, str(target) in said) == (2, True)
+    code, output = installation.restore()
+    assert (code, str(target) in output) == (2, True)
     assert not target.parent.parent.exists()
 
 

@@ -38,7 +38,7 @@ from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import Store, open_store
 
 HOARDERS = 10
-CONFIRMED_MIB = 32
+ACKED_MIB = 32
 STALLED_SECONDS = 0.5
 """Seconds after which an upload that does not move counts as held back."""
 KNOWN_NODES = 4000
@@ -73,7 +73,7 @@ def hoarding(site: Ground, nodes: list[str]) -> Iterator[None]:
         bundles.append(site.folder / f"rogue-{node}.pem")
         write_bundle(bundles[-1], Bundle(identity, leaf.credential.key_pem, leaf.chain_pem, leaf.roots_pem))
     server = join_host_port(site.address, site.agents_port)
-    argv = [sys.executable, "-m", hoarder.__name__, server, str(CONFIRMED_MIB), *map(str, bundles)]
+    argv = [sys.executable, "-m", hoarder.__name__, server, str(ACKED_MIB), *map(str, bundles)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:  # noqa: S603 - ours
         try:
             assert process.stdout is not None
@@ -103,13 +103,13 @@ def test_nodes_that_acknowledge_nothing_leave_memory_for_the_others(site: Ground
     nodes = [f"hoarder{number}" for number in range(HOARDERS)]
     with echo.measured() as under, hoarding(site, nodes):
         sent = [fill(site, node) for node in nodes]
-        assert min(sent) > CONFIRMED_MIB * MIB, "each was held back"
+        assert min(sent) > ACKED_MIB * MIB, "each was held back"
         held = site.server.metric("qanat_send_retained_bytes")
         for _ in range(5):
             with site.connect(ECHO) as answer:
                 assert answer.status == 200, answer.phrase
                 assert answer.echoes(bytes(4 * MIB))
-    assert sum(sent) - HOARDERS * CONFIRMED_MIB * MIB > Limits().send_pool / 4, "they tried"
+    assert sum(sent) - HOARDERS * ACKED_MIB * MIB > Limits().send_pool / 4, "they tried"
     assert Limits().send_pool / 8 < held < Limits().send_pool * 7 / 8
     under.require(echo.rest)
 

@@ -110,7 +110,7 @@ def build(side: str, machine: Machine, name: str, *, anew: bool = False, target:
 def image_beside(dockerfile: str, context: Path, *, stamp: bytes = b"") -> str:
     """The image that ``dockerfile`` makes of ``context`` and, in place of its first line, our root: its name.
 
-    It is not built again while the text and ``stamp``, which tells one context from another, are the same.
+    It is not built again while the text and ``stamp``, which distinguishes contexts, are the same.
     """
     base = root(AMD64)
     digest = hashlib.sha256(dockerfile.encode() + b"\0" + stamp).hexdigest()[:16]

@@ -110,23 +110,25 @@ class Container:
         """Runs a program in the running container."""
         return run(*podman("exec", self.name, *argv), namespace=self.namespace, deadline_seconds=60)
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Return everything that the container wrote since it was made."""
         done = run(*podman("logs", self.name))
         return done.stdout + done.stderr
 
-    def wait_said(self, pattern: str, *, deadline_seconds: float = 20) -> re.Match[str]:
+    def wait_output(self, pattern: str, *, deadline_seconds: float = 20) -> re.Match[str]:
         """The first match in what it wrote."""
         end = time.monotonic() + deadline_seconds
-        while (found := re.search(pattern, self.said())) is None:
-            assert time.monotonic() < end, f"no {pattern!r} in {deadline_seconds:g} s:\n{self.said()[-3000:]}"
-            assert self.running, f"{self.name} ended with {self.exit_code()}:\n{self.said()[-3000:]}"
+        while (found := re.search(pattern, self.output())) is None:
+            assert time.monotonic() < end, (
+                f"no {pattern!r} in {deadline_seconds:g} s:\n{self.output()[-3000:]}"
+            )
+            assert self.running, f"{self.name} ended with {self.exit_code()}:\n{self.output()[-3000:]}"
             time.sleep(0.05)
         return found
 
-    def said_at(self, pattern: str) -> float:
+    def logged_at(self, pattern: str) -> float:
         """Seconds since the epoch at which it wrote the log line that matches."""
-        line = next(line for line in self.said().splitlines() if re.search(pattern, line))
+        line = next(line for line in self.output().splitlines() if re.search(pattern, line))
         return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
 
     def _podman(self, *arguments: str) -> str:

@@ -48,8 +48,8 @@ class Engine:
             deadline_seconds=deadline_seconds,
         )
         if done.returncode:
-            said = (done.stdout + done.stderr)[-4000:]
-            pytest.fail(f"{' '.join(argv)}: exit code {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-4000:]
+            pytest.fail(f"{' '.join(argv)}: exit code {done.returncode}:\n{output}")
         return done.stdout
 
 

@@ -41,8 +41,8 @@ class CloudServer(Server):
     def run(self) -> None:
         """Starts the container and waits until it serves."""
         self.container.start()
-        self.container.wait_said('"ready"')
-        self.first_words = self.first_words or self.container.said()
+        self.container.wait_output('"ready"')
+        self.first_words = self.first_words or self.container.output()
 
     def make_token(self, node: str) -> str:
         """What an administrator types."""

@@ -69,7 +69,7 @@ def test_the_image_has_its_architecture_and_has_joined(board: Container, node: s
     bits, processor = board.execute("python3", "-c", program).stdout.split()
     assert bits == words[0]
     assert processor.startswith(words[1])
-    assert "PASS" in board.said()
+    assert "PASS" in board.output()
 
 
 def test_echo(board: Container, node: str, server: CloudServer) -> None:

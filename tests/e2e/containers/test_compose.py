@@ -37,7 +37,7 @@ CMD ["node", "/app/node_modules/node-red/red.js", "--userDir", "/data"]
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, Any]:
-    """What compose.yaml says."""
+    """Return the content of compose.yaml."""
     found = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
     assert isinstance(found, dict)
     return found
@@ -155,8 +155,8 @@ def test_only_the_tunnel_reaches_the_node(project: Project) -> None:
         "try: socket.create_connection(('172.30.81.10', 1880), 3)\n"
         "except OSError: print('no way')\n"
     )
-    said = project.engine.docker("exec", project.container("server"), "/opt/qanat/bin/python", "-c", dial)
-    assert said.strip() == "no way"
+    output = project.engine.docker("exec", project.container("server"), "/opt/qanat/bin/python", "-c", dial)
+    assert output.strip() == "no way"
 
 
 def test_server_and_agent_report_that_they_are_healthy(project: Project) -> None:
@@ -181,8 +181,8 @@ def test_an_agent_made_anew_on_its_volume_is_the_same_node(project: Project) -> 
     project.compose("rm", "--stop", "--force", "agent")
     project.compose("up", "-d")
     project.wait_page()
-    said = project.engine.docker("exec", project.container("server"), "qanat", "nodes", "--json")
-    assert [node["name"] for node in json.loads(said)["nodes"]] == ["edge1"]
+    output = project.engine.docker("exec", project.container("server"), "qanat", "nodes", "--json")
+    assert [node["name"] for node in json.loads(output)["nodes"]] == ["edge1"]
 
 
 @pytest.mark.parametrize("service", ["agent", "server"])

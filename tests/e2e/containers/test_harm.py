@@ -94,8 +94,8 @@ def test_a_full_volume_spends_no_token(make: Make, server: CloudServer, small_di
     agent.volume = small_disk
     agent.start()
     assert agent.wait_exit() == 2
-    assert "cannot be written: No space left on device" in agent.said()
-    assert "make room there" in agent.said()
+    assert "cannot be written: No space left on device" in agent.output()
+    assert "make room there" in agent.output()
     enlarge(small_disk)
     agent.start()
     server.wait_attached("full")
@@ -109,10 +109,10 @@ def test_a_server_with_a_full_volume_logs_it_and_starts_again(
     try:
         full.start()
         assert full.wait_exit() != 0
-        assert re.search("[Nn]o space left|database or disk is full", full.said())
+        assert re.search("[Nn]o space left|database or disk is full", full.output())
         enlarge(small_disk)
         full.start()
-        full.wait_said('"ready"')
+        full.wait_output('"ready"')
     finally:
         full.remove()
 
@@ -122,8 +122,8 @@ def test_a_volume_of_another_user_is_named_with_the_cure(make: Make, server: Clo
     os.chown(agent.volume, 0, 0)
     agent.start()
     assert agent.wait_exit() == 2
-    assert "/var/lib/qanat cannot be written: Permission denied" in agent.said()
-    assert "the user who owns /var/lib/qanat" in agent.said()
+    assert "/var/lib/qanat cannot be written: Permission denied" in agent.output()
+    assert "the user who owns /var/lib/qanat" in agent.output()
     os.chown(agent.volume, USER, USER)
     agent.start()
     server.wait_attached("owned")
@@ -139,9 +139,9 @@ def test_a_server_whose_volume_belongs_to_another_user_logs_it(
     try:
         container.start()
         assert container.wait_exit() != 0
-        assert "Permission denied" in container.said()
-        assert "/var/lib/qanat" in container.said()
-        assert "Traceback" not in container.said()
+        assert "Permission denied" in container.output()
+        assert "/var/lib/qanat" in container.output()
+        assert "Traceback" not in container.output()
     finally:
         container.remove()
 
@@ -151,8 +151,8 @@ def in_1970() -> tuple[Path, dict[str, str]]:
     """Return the mount and variables that set a program's clock to 1970, as on a board without a clock."""
     tools.require("faketime")
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    said = {"LD_PRELOAD": "/faketime.so", "FAKETIME": "@1970-01-02 00:00:00"}
-    return library, {**said, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"}
+    variables = {"LD_PRELOAD": "/faketime.so", "FAKETIME": "@1970-01-02 00:00:00"}
+    return library, {**variables, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"}
 
 
 def test_a_clock_in_1970_is_named_and_once_it_is_set_all_is_well(
@@ -164,14 +164,14 @@ def test_a_clock_in_1970_is_named_and_once_it_is_set_all_is_well(
     young.mount(library, "/faketime.so")
     young.start()
     assert young.wait_exit() != 0
-    assert re.search("clock", young.said())
-    assert "Traceback" not in young.said()
+    assert re.search("clock", young.output())
+    assert "Traceback" not in young.output()
     grown = make("young", token)
     grown.start()
     server.wait_attached("young")
     grown.remove()
     young.start()
-    young.wait_said("clock")
+    young.wait_output("clock")
     assert young.running
     young.remove()
     grown.start()
@@ -189,7 +189,7 @@ def test_sigterm_lets_a_stream_finish(make: Make, server: CloudServer) -> None:
     assert answer.echoes(b"before")
     stopping = Process("stop", agent.command("stop", f"--time={STOP_SECONDS}"), agent.volume.parent)
     stopping.start()
-    agent.wait_said('"stopping"')
+    agent.wait_output('"stopping"')
     assert answer.echoes(b"the last words")
     answer.socket.close()
     assert not stopping.wait_running(5)
@@ -214,7 +214,7 @@ def test_sigterm_ends_streams_that_do_not_before_docker_kills(make: Make, server
 def test_sigterm_ends_one_that_still_joins(make: Make) -> None:
     agent = make("early", QANAT_SERVER=NOWHERE, QANAT_SESSION_CONNECT_TIMEOUT_SECONDS="60")
     agent.start()
-    agent.wait_said("PASS +token")
+    agent.wait_output("PASS +token")
     began = time.monotonic()
     assert agent.stop(patience_seconds=STOP_SECONDS) == 128 + 15
     assert time.monotonic() - began < 3
@@ -228,7 +228,7 @@ def test_killed_and_made_again_it_is_the_same_node_without_a_token(make: Make, s
     agent.kill()
     again = make("lasting", "used up and gone")
     again.start()
-    again.wait_said("attached to")
+    again.wait_output("attached to")
     server.wait_attached("lasting")
     assert (again.volume / "node.pem").read_bytes() == key
     check_echo(server, "lasting")
@@ -241,7 +241,7 @@ def test_a_server_that_is_killed_and_made_again_goes_on(make: Make, server: Clou
     before = server.trust_file.read_bytes()
     server.container.kill()
     server.run()
-    assert "created a new server" not in server.container.said()
+    assert "created a new server" not in server.container.output()
     assert server.trust_file.read_bytes() == before
     server.wait_attached("faithful")
     check_echo(server, "faithful")

@@ -125,13 +125,13 @@ def test_how_it_runs(side: str, image: str) -> None:
     assert health["Test"] == ["CMD", program, "health"]
 
 
-def test_its_labels_say_what_it_is(side: str, image: str) -> None:
+def test_the_labels_describe_the_image(side: str, image: str) -> None:
     labels = json.loads(builder.inspect(image, "{{json .Labels}}"))
-    said = {key.removeprefix("org.opencontainers.image."): text for key, text in labels.items()}
+    labelled = {key.removeprefix("org.opencontainers.image."): text for key, text in labels.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (said["title"], said["version"]) == (f"qanat-{side}", project["version"])
-    assert said["licenses"] == project["license"]
-    assert said["description"]
+    assert (labelled["title"], labelled["version"]) == (f"qanat-{side}", project["version"])
+    assert labelled["licenses"] == project["license"]
+    assert labelled["description"]
 
 
 def test_the_agents_layers_are_small_and_each_large_part_has_its_reason() -> None:

@@ -57,18 +57,18 @@ def agent(
 
 
 def test_an_empty_volume_becomes_a_server_that_names_the_next_command(server: CloudServer) -> None:
-    said = server.first_words
-    assert "qanat-server token create --node NAME" in said
-    assert "PRIVATE KEY" not in said
+    output = server.first_words
+    assert "qanat-server token create --node NAME" in output
+    assert "PRIVATE KEY" not in output
     assert server.container.execute("qanat", "nodes", "--json").returncode == 0
 
 
 def test_it_joined_with_the_token_of_a_file_and_logged_nothing_secret(
     agent: Container, server: CloudServer
 ) -> None:
-    said = agent.said()
-    assert re.search("PASS +enrol", said)
-    assert "qanat1_" not in said
+    output = agent.output()
+    assert re.search("PASS +enrol", output)
+    assert "qanat1_" not in output
     assert (agent.volume / "node.pem").stat().st_mode & 0o777 == 0o600
 
 
@@ -125,9 +125,9 @@ def test_websocket(dashboard: Process, server: CloudServer) -> None:
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
         )
         assert clients.read_answer(connection).status == 101
-        mask, said = bytes(4), b"well?"
-        connection.sendall(bytes([0x89, 0x80 | len(said)]) + mask + said)  # a ping, RFC 6455
-        assert clients.receive_exactly(connection, 2 + len(said)) == bytes([0x8A, len(said)]) + said
+        mask, payload = bytes(4), b"well?"
+        connection.sendall(bytes([0x89, 0x80 | len(payload)]) + mask + payload)  # a ping, RFC 6455
+        assert clients.receive_exactly(connection, 2 + len(payload)) == bytes([0x8A, len(payload)]) + payload
 
 
 def test_a_copy_is_the_same_to_the_last_byte(agent: Container, server: CloudServer) -> None:
@@ -163,15 +163,15 @@ def test_health_is_quick(side: str, agent: Container, server: CloudServer, netwo
     )
     done = container.execute("python3", "-c", program)
     assert done.returncode == 0, done.stderr
-    *said, seconds = done.stdout.split()
-    assert said == ["healthy"] * 10
+    *answers, seconds = done.stdout.split()
+    assert answers == ["healthy"] * 10
     assert float(seconds) < HEALTH_SECONDS
 
 
 def test_an_idle_agent_is_small(agent: Container, server: CloudServer) -> None:
     agent.start()
     server.wait_attached("edge1")
-    agent.wait_said("attached to")
+    agent.wait_output("attached to")
     time.sleep(3)  # what the start leaves behind is given back within a second or two
     assert agent.resident_bytes < RSS_FLOOR_BYTES, f"{agent.resident_bytes / 2**20:.1f} MiB"
     print(f"idle agent: {agent.resident_bytes / 2**20:.1f} MiB")  # noqa: T201 - shown with -s
@@ -184,7 +184,7 @@ def test_a_start_to_attached_is_quick(agent: Container, server: CloudServer) -> 
         agent.remove()
         began = time.time()
         agent.start()
-        agent.wait_said("attached to")
-        took.append(agent.said_at("attached to") - began)
+        agent.wait_output("attached to")
+        took.append(agent.logged_at("attached to") - began)
     assert min(took) < START_SECONDS, took
     print(f"start to attached: {took}")  # noqa: T201 - shown with -s

@@ -91,10 +91,10 @@ class BareRoot:
             ended, output = f"not done after {seconds:g} s", error.stdout or b""
         else:
             ended, output = f"exit code {done.returncode}" if done.returncode else "", done.stdout
-        said = output.decode(errors="replace")
+        text = output.decode(errors="replace")
         if ended:
-            pytest.fail(f"in the bare root: {command}: {ended}:\n{said[-8000:]}")
-        return said
+            pytest.fail(f"in the bare root: {command}: {ended}:\n{text[-8000:]}")
+        return text
 
     def home(self, user: str = _USER) -> str:
         return "/root" if user == "root" else f"/home/{user}"
@@ -163,5 +163,5 @@ def _run(program: str, *arguments: str, seconds: float) -> None:
         env={**os.environ, **host.proxies()},
     )
     if done.returncode:
-        said = (done.stdout + done.stderr).decode(errors="replace")
-        pytest.fail(f"{program} {' '.join(arguments)}: exit code {done.returncode}:\n{said[-4000:]}")
+        text = (done.stdout + done.stderr).decode(errors="replace")
+        pytest.fail(f"{program} {' '.join(arguments)}: exit code {done.returncode}:\n{text[-4000:]}")

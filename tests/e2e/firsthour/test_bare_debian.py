@@ -51,8 +51,8 @@ def test_the_demo_and_the_tests_need_nothing_else(clone: tuple[BareRoot, bool]) 
 
 def test_a_wheel_makes_a_server_and_a_node(clone: tuple[BareRoot, bool]) -> None:
     root, as_root = clone
-    said = root.run("cd qanat && ./dev wheel", seconds=300, as_root=as_root)
-    file, *lines = [line.strip() for line in said.splitlines() if not line.startswith("dev: ")]
+    output = root.run("cd qanat && ./dev wheel", seconds=300, as_root=as_root)
+    file, *lines = [line.strip() for line in output.splitlines() if not line.startswith("dev: ")]
     assert file.startswith("dist/qanat-")
     home = root.home("root") if as_root else root.home()
     root.run(f"mkdir wheel && cp {home}/qanat/{file} wheel", seconds=60, as_root=True)

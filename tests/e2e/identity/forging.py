@@ -18,7 +18,7 @@ from tunnel_core.identity import Role, SpiffeId
 
 _HOUR = datetime.timedelta(hours=1)
 _ANYBODY = SpiffeId("anywhere", Role.NODE, "anybody")
-"""What a bundle's head says; only its certificate counts."""
+"""Name in a bundle's head; only the certificate counts."""
 
 
 class Forger:

@@ -246,8 +246,8 @@ def _revoked_node(attacker: Attacker) -> str:
 
 def _revoked_serial(attacker: Attacker) -> str:
     bundle = attacker.node("one-of-two")
-    said = attacker.est.openssl("x509", "-in", str(bundle), "-noout", "-serial")
-    attacker.server.tell("certificates/revoke", serial=said.strip().partition("=")[2], force=True)
+    output = attacker.est.openssl("x509", "-in", str(bundle), "-noout", "-serial")
+    attacker.server.tell("certificates/revoke", serial=output.strip().partition("=")[2], force=True)
     other = attacker.forger.bundle("other", f"{US}/node/one-of-two")
     assert attacker.attach(other) == "", "another certificate of the same name is not meant"
     return attacker.attach(bundle)

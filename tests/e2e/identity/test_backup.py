@@ -58,8 +58,8 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     lost = server.folder.with_name("burnt")
     server.folder.rename(lost)  # the other machine has nothing but the file
     server.folder.mkdir()
-    said = _restore(server, tmp_path / "qanat.tar")
-    assert re.search(r"tokens? that (was|were) open then (is|are) revoked", said)
+    output = _restore(server, tmp_path / "qanat.tar")
+    assert re.search(r"tokens? that (was|were) open then (is|are) revoked", output)
     server.start()
     for one in (early, late):
         wait_until(lambda name=one.node: _echoes(server, name), f"{one.node} to be back", deadline_seconds=60)
@@ -77,9 +77,9 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     warned = _restore(server, tmp_path / "qanat.tar", code=2)
     assert "nothing was changed" in warned
     assert "qanat-server user revoke kim" in warned
-    said = _restore(server, tmp_path / "qanat.tar", "--force")
-    assert "REVOCATIONS NEWER THAN THE BACKUP" in said
-    assert "qanat-server user revoke kim" in said
+    output = _restore(server, tmp_path / "qanat.tar", "--force")
+    assert "REVOCATIONS NEWER THAN THE BACKUP" in output
+    assert "qanat-server user revoke kim" in output
     server.command_line("user", "revoke", "kim", "--force", "--yes")
     server.start()
     wait_until(lambda: _echoes(server, "early"), "the node to be back once more", deadline_seconds=60)

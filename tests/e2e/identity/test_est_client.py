@@ -36,11 +36,11 @@ def test_curl_enrols_and_renews_as_the_rfc_has_it(server: Server, client: EstCli
     again = client.make_request("two", f"/CN={node}", key=KEYS[kind])
     second = client.keep("two", client.renew(again, first, client.folder / "one.key"))
     for certificate in (first, second):
-        said = client.openssl("x509", "-in", str(certificate), "-noout", "-text")
-        assert f"URI:spiffe://{server.trust_domain}/node/{node}" in said
-        assert "TLS Web Client Authentication" in said
-        assert "TLS Web Server Authentication" not in said
-        assert "CA:FALSE" in said
+        output = client.openssl("x509", "-in", str(certificate), "-noout", "-text")
+        assert f"URI:spiffe://{server.trust_domain}/node/{node}" in output
+        assert "TLS Web Client Authentication" in output
+        assert "TLS Web Server Authentication" not in output
+        assert "CA:FALSE" in output
     serials = [client.openssl("x509", "-in", str(one), "-noout", "-serial") for one in (first, second)]
     assert serials[0] != serials[1]
     assert [line["kind"] for line in server.audit(node=node)] == ["token_created", "enrolled", "renewed"]
@@ -74,8 +74,8 @@ def test_openssl_verifies_our_chains_and_usages(server: Server, client: EstClien
         ("sslserver", own, True),
         ("sslclient", own, False),
     ):
-        said = _verify(client, certificate, "-purpose", purpose)
-        assert (": OK" in said) is accepted, f"{certificate.name} as {purpose}: {said}"
+        output = _verify(client, certificate, "-purpose", purpose)
+        assert (": OK" in output) is accepted, f"{certificate.name} as {purpose}: {output}"
 
 
 def _verify(client: EstClient, certificate: Path, *options: str) -> str:
@@ -86,18 +86,18 @@ def _verify(client: EstClient, certificate: Path, *options: str) -> str:
 
 @pytest.mark.parametrize(("port", "protocol"), [(HTTPS_PORT, "http/1.1"), (AGENTS_PORT, "h2")])
 def test_s_client_verifies_the_server(server: Server, client: EstClient, port: int, protocol: str) -> None:
-    said = client.openssl(
+    output = client.openssl(
         *("s_client", "-connect", f"{server.address}:{port}", "-CAfile", str(client.roots), "-tls1_3"),
         *("-verify_return_error", "-verify_ip", server.address, "-x509_strict", "-alpn", protocol),
         *("-cert", str(server.user_bundle), "-key", str(server.user_bundle), "-purpose", "sslserver"),
         *("-cert_chain", str(server.user_bundle)),  # -cert alone sends the leaf, which the server refuses
         "-ignore_unexpected_eof",  # gRPC ends a connection without close_notify
     )
-    assert "Verify return code: 0 (ok)" in said
-    assert "TLSv1.3" in said
-    assert f"ALPN protocol: {protocol}" in said
-    assert len(re.findall("BEGIN CERTIFICATE", said)) == 1, "the leaf is shown"
-    assert re.search(r"^ 1 s:", said, re.MULTILINE), "and its issuer is sent along"
+    assert "Verify return code: 0 (ok)" in output
+    assert "TLSv1.3" in output
+    assert f"ALPN protocol: {protocol}" in output
+    assert len(re.findall("BEGIN CERTIFICATE", output)) == 1, "the leaf is shown"
+    assert re.search(r"^ 1 s:", output, re.MULTILINE), "and its issuer is sent along"
 
 
 def test_the_foreign_clients_certificate_works_for_a_real_agent(
@@ -128,8 +128,8 @@ def test_the_foreign_clients_certificate_works_for_a_real_agent(
 
 def _is_intermediate(client: EstClient) -> Callable[[str], bool]:
     def is_intermediate(certificate: str) -> bool:
-        said = client.openssl("x509", "-noout", "-subject", "-issuer", stdin=certificate)
-        subject, issuer = (line.partition("=")[2] for line in said.splitlines())
+        output = client.openssl("x509", "-noout", "-subject", "-issuer", stdin=certificate)
+        subject, issuer = (line.partition("=")[2] for line in output.splitlines())
         return subject != issuer
 
     return is_intermediate

@@ -60,11 +60,11 @@ def test_one_paste(server: Server, newcomer: Home, tmp_path: Path) -> None:
     line = re.search(r"^  echo (\S+) \| qanat-agent join (\S+)$", made, re.MULTILINE)
     assert line, made
     token, where = line.groups()
-    said = newcomer.join(where, token, "--service", f"echo=127.0.0.1:{ECHO}")
-    assert re.findall(r"^PASS\s+(\w+)", said, re.MULTILINE) == STEPS
-    assert token not in said
-    assert f"qanat-agent run --config {newcomer.config_file}" in said
-    forward = re.search(r"qanat (forward \S+ \S+)", said)
+    output = newcomer.join(where, token, "--service", f"echo=127.0.0.1:{ECHO}")
+    assert re.findall(r"^PASS\s+(\w+)", output, re.MULTILINE) == STEPS
+    assert token not in output
+    assert f"qanat-agent run --config {newcomer.config_file}" in output
+    forward = re.search(r"qanat (forward \S+ \S+)", output)
     assert forward and forward[1] == f"forward {newcomer.node} echo"
     newcomer.start()
     with server.connect(f"echo.{newcomer.node}:1") as answer:
@@ -176,11 +176,11 @@ def test_interrupted_at_every_step(server: Server, home: HomeMaker, long: bool) 
     for step, number in rounds:
         machine = home(f"broken-off-{step}-{number.name.lower()}")
         token = server.token(machine.node)
-        said, errors = _interrupted(machine, server, token, step, number)
+        output, errors = _interrupted(machine, server, token, step, number)
         assert "Traceback" not in errors, errors
-        if number is signal.SIGINT and "Next:" not in said:
+        if number is signal.SIGINT and "Next:" not in output:
             assert "run the same command again" in errors
-        assert token not in said + errors
+        assert token not in output + errors
         machine.join(server, token, *ALLOW)
         assert _uses(server, machine.node) == 1, (step, number)
         left = sorted(file.name for file in machine.folder.iterdir())
@@ -207,11 +207,11 @@ def _interrupted(
     process.stdin.write(token + "\n")
     process.stdin.close()
     process.stdin = None
-    said = ""
+    shown = ""
     for line in process.stdout:
-        said += line
+        shown += line
         if re.match(rf"PASS\s+{step}\b", line):
             break
     process.send_signal(number)
     rest, errors = process.communicate(timeout=30)
-    return said + rest, errors
+    return shown + rest, errors

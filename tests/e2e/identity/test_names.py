@@ -63,7 +63,7 @@ class Hidden(Home):
         dns.write_text(f"nameserver {SILENT_DNS}\n")
 
     def ask(self, *arguments: str) -> str:
-        """What ``qanat-agent ARGUMENTS`` says."""
+        """Return the output of ``qanat-agent ARGUMENTS``."""
         argv = [*self.mounts, tools.program("qanat-agent"), *arguments, "--config", str(self.config_file)]
         done = run(*argv, namespace=self.namespace)
         return done.stdout + done.stderr
@@ -85,7 +85,7 @@ def test_dns_is_silent(hidden: Hidden) -> None:
     assert time.monotonic() - began > _PATIENT_SECONDS
 
 
-def test_join_check_and_run_go_by_the_hosts_file(server: Server, hidden: Hidden) -> None:
+def test_join_check_and_run_use_the_hosts_file(server: Server, hidden: Hidden) -> None:
     began = time.monotonic()
     done = hidden.try_join(f"{NAME}:{HTTPS_PORT}", server.token("edge1"), *ALLOW, before=hidden.mounts)
     assert done.returncode == 0, done.stdout + done.stderr

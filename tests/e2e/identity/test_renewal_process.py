@@ -52,8 +52,8 @@ async def test_a_stream_outlives_the_certificates_under_it(tmp_path: Path) -> No
                 # The session is older now than any certificate may be.
                 assert not [line for line in agent.lines if line["level"] in ("warning", "error")]
                 stream.socket.close()
-                said = cloud.log()
-                assert "resumed its session" in said and "was lost" not in said
+                output = cloud.log()
+                assert "resumed its session" in output and "was lost" not in output
             nodes = (await cloud.act("GET", "certificates", name="edge1", role="node", ended="1"))[
                 "certificates"
             ]
@@ -78,11 +78,11 @@ async def test_a_revoked_node_is_not_renewed_and_ends_and_a_new_token_brings_it_
             line = await agent.line("ended:")
             assert line["reason"] in ("revoked", "certificate_expired")
             assert "join again" in line["message"] and "next attempt in 300 s" in line["message"]
-            said = len(agent.lines)
+            line_count = len(agent.lines)
             again = await edge.join(cloud.https, await cloud.token("edge1"), "--name", "edge1", "--again")
             assert again.code == 0, again
-            await agent.line("loaded another certificate", after=said)
-            await agent.line("attached to", after=said)
+            await agent.line("loaded another certificate", after=line_count)
+            await agent.line("attached to", after=line_count)
 
 
 def put_behind_a_link(file: Path) -> Path:
@@ -95,7 +95,7 @@ def put_behind_a_link(file: Path) -> Path:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-async def test_a_renewal_by_hand_is_taken_up_by_the_agent(tmp_path: Path, linked: bool) -> None:
+async def test_the_agent_uses_a_renewal_by_hand(tmp_path: Path, linked: bool) -> None:
     with trio.fail_after(DEADLINE_SECONDS), open_cloud(tmp_path) as cloud:
         edge = machine(tmp_path)
         async with joined_agent(cloud, edge) as agent:

@@ -50,13 +50,13 @@ async def test_a_node_whose_agent_is_off_is_known_over_a_restart(tmp_path: Path,
             assert kinds[:2] == [("server_started", ""), ("attached", "edge1")]
             assert kinds[-1] == ("server_started", "")
             assert (("server_stopped", "") in kinds, ("ended", "edge1") in kinds) == (clean, clean)
-            said = (await qanat(tmp_path, "events")).stdout.decode()
-            assert ("the run before was stopped at" in said) == clean
-            assert ("ended without a stop" in said) != clean
+            output = (await qanat(tmp_path, "events")).stdout.decode()
+            assert ("the run before was stopped at" in output) == clean
+            assert ("ended without a stop" in output) != clean
             async with site.agent("localhost:1") as back:
                 await again.line("node edge1 attached")
-                code, said = await qanat_server(site, "node", "forget", "edge1")
-                assert (code, "has an agent attached; stop it" in said) == (2, True)
+                code, output = await qanat_server(site, "node", "forget", "edge1")
+                assert (code, "has an agent attached; stop it" in output) == (2, True)
                 back.signal(signal.SIGTERM)
                 await again.line("node edge1 detached")
             assert (await qanat_server(site, "node", "forget", "edge1"))[0] == 0

@@ -51,15 +51,15 @@ async def main(server: str, target: str, folder: str, *names: str) -> None:
 
 async def _join(server: str, target: str, home: Path, token: str) -> None:
     file, bundle = home / "agent.toml", home / "node.pem"
-    wish = JoinRequest(server, home.name, allow=(target,))
-    config = parse(tomllib.loads(config_text(wish, str(bundle))), AgentConfig, Source(file, home))
-    said: list[object] = []
+    request = JoinRequest(server, home.name, allow=(target,))
+    config = parse(tomllib.loads(config_text(request, str(bundle))), AgentConfig, Source(file, home))
+    output: list[object] = []
     joining = Joining(
-        wish, Files(file, bundle), config, ProxyChoice(), said.append, lambda: token,
+        request, Files(file, bundle), config, ProxyChoice(), output.append, lambda: token,
         lambda: datetime.now(UTC), host=home.name, again=False,
     )  # fmt: skip
     joined = await joining.run()
-    assert joined.bundle is not None, said
+    assert joined.bundle is not None, output
     file.write_text(file.read_text() + SETTINGS)
 
 

@@ -27,7 +27,7 @@ def _tcp(port: int) -> Dial:
     return lambda site: site.server.dial(port)
 
 
-DOORS: dict[str, Dial] = {
+ENTRANCES: dict[str, Dial] = {
     "agents": _tcp(AGENTS_PORT),
     "https": _tcp(HTTPS_PORT),
     "https-in-tls": lambda site: site.server.dial_tls(HTTPS_PORT, site.server.user_bundle),
@@ -51,38 +51,42 @@ GARBAGE: dict[str, Callable[[], bytes]] = {
 PATIENCE_SECONDS = 15.0
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_garbage(unharmed: Site, door: str, long: bool) -> None:
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_garbage(unharmed: Site, entrance: str, long: bool) -> None:
     for make in GARBAGE.values():
         for _ in range(20 if long else 1):
-            with DOORS[door](unharmed) as connection:
+            with ENTRANCES[entrance](unharmed) as connection:
                 _send(connection, make())
                 assert _is_ended_by_peer(connection, PATIENCE_SECONDS), "still open"
 
 
 def test_slow_bytes(unharmed: Site) -> None:
     """A byte now and then keeps no place: such connections are all closed in time, on every port."""
-    slow = [(door, dial(unharmed)) for door, dial in DOORS.items() for _ in range(10)]
+    slow = [(entrance, dial(unharmed)) for entrance, dial in ENTRANCES.items() for _ in range(10)]
     end = time.monotonic() + PATIENCE_SECONDS
     for turn in itertools.count():
-        slow = [(door, c) for door, c in slow if _send(c, _slow_byte(door, turn)) and not _has_ended(c)]
+        slow = [
+            (entrance, c)
+            for entrance, c in slow
+            if _send(c, _slow_byte(entrance, turn)) and not _has_ended(c)
+        ]
         unharmed.check_request()
         if not slow or time.monotonic() > end:
             break
         time.sleep(0.3)  # how slow they are
-    assert not slow, f"still open: {sorted(door for door, _ in slow)}"
+    assert not slow, f"still open: {sorted(entrance for entrance, _ in slow)}"
 
 
-def _slow_byte(door: str, turn: int) -> bytes:
+def _slow_byte(entrance: str, turn: int) -> bytes:
     # The beginning of a TLS handshake that never comes to its end, or of an HTTP head.
-    lines = b"\x16\x03\x01\x02\x00\x01\x00" if door in ("agents", "https") else b"GET / HTTP/1.1\r\nX: "
+    lines = b"\x16\x03\x01\x02\x00\x01\x00" if entrance in ("agents", "https") else b"GET / HTTP/1.1\r\nX: "
     return lines[turn : turn + 1] or b"\x00"
 
 
 def test_silence(unharmed: Site) -> None:
-    silent = [(door, dial(unharmed)) for door, dial in DOORS.items()]
+    silent = [(entrance, dial(unharmed)) for entrance, dial in ENTRANCES.items()]
     end = time.monotonic() + PATIENCE_SECONDS
-    still = [door for door, c in silent if not _is_ended_by_peer(c, max(0.1, end - time.monotonic()))]
+    still = [entrance for entrance, c in silent if not _is_ended_by_peer(c, max(0.1, end - time.monotonic()))]
     assert not still, f"still open: {still}"
 
 

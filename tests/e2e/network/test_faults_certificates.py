@@ -71,7 +71,7 @@ def test_an_expired_node(unharmed: Site, stranger: Agent) -> None:
 
 
 def test_a_user_as_a_node(unharmed: Site, stranger: Agent) -> None:
-    """The bundle says node, the certificate says user; only the certificate counts."""
+    """The bundle names a node, the certificate a user; only the certificate counts."""
     node, user = read_bundle(unharmed.agents["edge2"].bundle), read_bundle(unharmed.server.user_bundle)
     write_bundle(stranger.bundle, replace(node, key_pem=user.key_pem, chain_pem=user.chain_pem))
     _refused_log(unharmed, stranger, "wrong_role|another role|is a user")

@@ -41,15 +41,15 @@ def test_every_operation_works_on_both_nodes(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("mode")
-def test_kubectl_says_that_a_node_is_unknown(cluster: Cluster) -> None:
+def test_kubectl_shows_that_a_node_is_unknown(cluster: Cluster) -> None:
     cluster.bed.kubectl("create", "--validate=false", "-f", "-", stdin=STRANGER)
     try:
-        said = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge9/proxy/metrics")
+        message = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge9/proxy/metrics")
     finally:
         cluster.bed.kubectl("delete", "node", "edge9")
-    assert "404" in said
-    assert "edge9" in said
-    assert "no node edge9 is known" in said
+    assert "404" in message
+    assert "edge9" in message
+    assert "no node edge9 is known" in message
 
 
 @pytest.mark.usefixtures("mode")
@@ -58,34 +58,34 @@ def test_kubectl_says_that_a_node_is_unknown(cluster: Cluster) -> None:
     [("logs", "web2", "-c", "web"), ("exec", "web2", "-c", "web", "--", "true")],
     ids=["logs", "exec"],
 )
-def test_kubectl_says_that_an_agent_is_gone(cluster: Cluster, operation: tuple[str, ...]) -> None:
+def test_kubectl_shows_that_an_agent_is_gone(cluster: Cluster, operation: tuple[str, ...]) -> None:
     cluster.attach(*NODES)
     cluster.make_pods()
     cluster.agents[2].process.stop()
-    said = _refusal(cluster, *operation)
-    assert "503" in said
-    assert "edge2" in said
-    assert "agent" in said
-    assert "attached" in said
+    message = _refusal(cluster, *operation)
+    assert "503" in message
+    assert "edge2" in message
+    assert "agent" in message
+    assert "attached" in message
 
 
 @pytest.mark.usefixtures("mode")
-def test_kubectl_says_that_a_target_is_not_allowed(cluster: Cluster) -> None:
+def test_kubectl_shows_that_a_target_is_not_allowed(cluster: Cluster) -> None:
     agent = cluster.agents[1]
     cluster.attach(1)
     agent.process.stop()
     agent.configure(cluster.server, allow=["localhost:22"], drain_seconds=1)
     agent.start()
     try:
-        said = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge1/proxy/metrics")
+        message = _refusal(cluster, "get", "--raw", "/api/v1/nodes/edge1/proxy/metrics")
     finally:
         agent.process.stop()
         agent.configure(cluster.server, allow=[KUBELET], drain_seconds=1)
         agent.start()
-    assert "403" in said
-    assert "edge1" in said
-    assert KUBELET in said
-    assert "allow" in said
+    assert "403" in message
+    assert "edge1" in message
+    assert KUBELET in message
+    assert "allow" in message
 
 
 def test_kubectl_works_again_after_the_agent_came_back(cluster: Cluster) -> None:

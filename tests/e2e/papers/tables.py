@@ -46,13 +46,13 @@ CARRIED = {
 """Files that a person carries to the machine of a block before it: from which machine, which file."""
 
 UPGRADE = "pip install --upgrade"
-"""Before a block with this text the newer wheel replaces the old one, as the document says."""
+"""Before a block with this text the newer wheel replaces the old one, as the document describes."""
 
 RESTARTED = {
     "/etc/qanat/server.toml": "qanat-server service install",
     "/etc/qanat/agent.toml": "qanat-agent service install",
 }
-"""The command that makes a program read a changed file; the document says so beside each file."""
+"""The command that makes a program read a changed file; the document names it beside each file."""
 
 ALLOWED = ("localhost:22", "localhost:2222", "localhost:1883", "localhost:5432", "localhost:8080")
 """The targets that the node must allow for the examples of docs/operate.md."""

@@ -18,16 +18,16 @@ GRACE_SECONDS = 10
 # The most that detection of the loss takes after the cut: a ping each second, and one late answer.
 NOTICED_SECONDS = 3
 # The grace counts from the last received byte, and bytes arrive each second while the link is used.
-HEARD_SECONDS = 1.5
-TOLD_SECONDS = 2
+LAST_RECEIVED_SECONDS = 1.5
+REPORTED_SECONDS = 2
 
 
 @pytest.fixture(scope="module")
 def site(network: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    doors = ((ECHO_PORT, ECHO), (SOURCE_PORT, SOURCE))
+    ports = ((ECHO_PORT, ECHO), (SOURCE_PORT, SOURCE))
     tcp = [
         {"listen": f"127.0.0.1:{port}", "node": "edge1", "target": f"localhost:{target}"}
-        for port, target in doors
+        for port, target in ports
     ]
     changes = {"session": {"grace_seconds": GRACE_SECONDS}, "tcp": tcp}
     with made_site(network, tmp_path_factory.mktemp("grace"), changes) as made:
@@ -40,7 +40,7 @@ def test_the_user_is_reset(whole: Site, net: Emulated) -> None:
         user.sendall(b"before")
         assert clients.receive_exactly(user, 6) == b"before"
         took = _seconds_to_reset(user, net)
-    assert GRACE_SECONDS - HEARD_SECONDS <= took <= NOTICED_SECONDS + GRACE_SECONDS + TOLD_SECONDS
+    assert GRACE_SECONDS - LAST_RECEIVED_SECONDS <= took <= NOTICED_SECONDS + GRACE_SECONDS + REPORTED_SECONDS
     net.restore()
     whole.wait_request()
 
@@ -51,7 +51,7 @@ def test_a_download_is_reset(whole: Site, net: Emulated) -> None:
         user.sendall((1 << 40).to_bytes(8, "big"))
         assert clients.receive_exactly(user, 100_000)
         took = _seconds_to_reset(user, net)
-    assert GRACE_SECONDS - HEARD_SECONDS <= took <= NOTICED_SECONDS + GRACE_SECONDS + TOLD_SECONDS
+    assert GRACE_SECONDS - LAST_RECEIVED_SECONDS <= took <= NOTICED_SECONDS + GRACE_SECONDS + REPORTED_SECONDS
 
 
 def _seconds_to_reset(user: socket.socket, net: Emulated) -> float:

@@ -51,9 +51,9 @@ def test_keys(whole: Site, net: Emulated, line: str, load: str, queue_seconds: f
     with _doors(whole) as (to, arrived):
         found = type_beside(to, arrived, LOADS[load], LINES[line], KEYS_SECONDS)
     extra = f"p99 is {1000 * found.extra_seconds:.0f} ms above the round trip"
-    said = f"{extra}, bulk has {found.shares} of the link"
-    assert found.extra_seconds <= EXTRA_SECONDS[line], said
-    assert all(share >= BULK_SHARE for share in found.shares.values()), said
+    output = f"{extra}, bulk has {found.shares} of the link"
+    assert found.extra_seconds <= EXTRA_SECONDS[line], output
+    assert all(share >= BULK_SHARE for share in found.shares.values()), output
 
 
 @pytest.mark.parametrize("queue_seconds", QUEUES_SECONDS if tools.is_long() else [0.5])

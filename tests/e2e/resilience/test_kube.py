@@ -29,13 +29,13 @@ FILE_BYTES = 64 * MIB
 HARM_AT_BYTES = 8 * MIB
 # Each transfer then takes some seconds: time for something to happen in its middle.
 RATE = "160mbit"
-# Kubernetes itself cuts the end of what a command said, if kubectl pings while it is still under way and the
-# command has ended (docs/errors.md, target_reset): this tar ends when all is out.
+# Kubernetes itself cuts the end of a command's output, if kubectl pings while the output is under way and the
+# command has ended (docs/errors.md, target_reset). This tar ends when its output has arrived.
 FLUSH_SECONDS = 5
 TAR = f'#!/bin/sh\nbusybox tar "$@"; status=$?; sleep {FLUSH_SECONDS}; exit $status\n'
 SHELL = 'while read -r line; do echo "got $line"; done; exit 7'
 GRACE_SECONDS = 10
-TOLD_SECONDS = 2
+REPORTED_SECONDS = 2
 GO_ON_SECONDS = 60
 
 
@@ -79,13 +79,15 @@ class Operations:
             return self.cluster.bed.start_kubectl(*arguments, stdin=subprocess.PIPE, stdout=out, stderr=err)
 
     def _start_download(self) -> subprocess.Popen[str]:
-        shown = wait_until(lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.said("forward")), "port-forward")
+        shown = wait_until(
+            lambda: re.search(r"127\.0\.0\.1:(\d+) ->", self.output_of("forward")), "port-forward"
+        )
         url = f"http://127.0.0.1:{shown[1]}/large"
         argv = self.cluster.bed.cloud.argv([tools.path_of("curl"), "-sSf", "-o", str(self.downloaded), url])
         with (self.folder / "download.err").open("w") as err:
             return subprocess.Popen(argv, stderr=err, text=True)  # noqa: S603 - our own
 
-    def said(self, name: str) -> str:
+    def output_of(self, name: str) -> str:
         return (self.folder / f"{name}.out").read_text()
 
     def complained(self, name: str) -> str:
@@ -98,11 +100,15 @@ class Operations:
         self.shell.stdin.write(f"line {self.lines}\n")
         self.shell.stdin.flush()
         wanted = "".join(f"got line {number}\n" for number in range(1, self.lines + 1))
-        wait_until(lambda: self.said("shell") == wanted, "the shell's answer", deadline_seconds=GO_ON_SECONDS)
+        wait_until(
+            lambda: self.output_of("shell") == wanted, "the shell's answer", deadline_seconds=GO_ON_SECONDS
+        )
 
     def ticks(self) -> list[int]:
         """The numbers in the log; one line a second."""
-        return [int(number) for number in re.findall(rf"^{POD} tick (\d+)$", self.said("logs"), re.MULTILINE)]
+        return [
+            int(number) for number in re.findall(rf"^{POD} tick (\d+)$", self.output_of("logs"), re.MULTILINE)
+        ]
 
     def wait_midway(self) -> None:
         self.echo()
@@ -202,12 +208,12 @@ def test_beyond_the_grace_everything_ends(cluster: Cluster, around: Surroundings
                 "did not come back within", since=log_before, deadline_seconds=GRACE_SECONDS + 30
             )
             expired = time.monotonic()
-            assert running.copy.wait(TOLD_SECONDS) != 0
-            assert running.download.wait(TOLD_SECONDS) != 0
-            # We have reset both; that nobody hears of it is the API server's doing: see docs/errors.md.
-            assert running.shell.wait(TOLD_SECONDS) == 0
-            assert running.logs.wait(TOLD_SECONDS) == 0
-            assert time.monotonic() - expired < TOLD_SECONDS
+            assert running.copy.wait(REPORTED_SECONDS) != 0
+            assert running.download.wait(REPORTED_SECONDS) != 0
+            # The server has reset both, and the API server does not pass the resets on: see docs/errors.md.
+            assert running.shell.wait(REPORTED_SECONDS) == 0
+            assert running.logs.wait(REPORTED_SECONDS) == 0
+            assert time.monotonic() - expired < REPORTED_SECONDS
         finally:
             around.network.mend(1)
         assert "unexpected EOF" in running.complained("cp")

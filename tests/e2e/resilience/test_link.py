@@ -136,7 +136,7 @@ def test_a_slower_link_holds_for_what_waits(net: Emulated) -> None:
 
 
 def test_counters_count_packets_of_ip(net: Emulated) -> None:
-    wait_until(lambda: _is_quiet(net), "the last packets of the tests before")
+    wait_until(lambda: _is_idle(net), "the last packets of the tests before")
     before = net.counters()
     assert len(ping(net, 10, 0.02)) == 10
     for name, after in net.counters().items():
@@ -144,7 +144,7 @@ def test_counters_count_packets_of_ip(net: Emulated) -> None:
         assert (after.packets - before[name].packets, after.bytes - before[name].bytes) == (10, 840)
 
 
-def _is_quiet(net: Emulated) -> bool:
+def _is_idle(net: Emulated) -> bool:
     before = net.counters()
     time.sleep(0.5)  # what counts as quiet
     return net.counters() == before

@@ -96,11 +96,11 @@ def test_nothing_is_installed_before_there_is_something_to_run(machine: SystemdM
 
 def test_a_server_is_installed_and_answers(machine: SystemdMachine) -> None:
     machine.run(SERVER, "init", "--name", "localhost")
-    said = machine.run(SERVER, "service", "install")
-    assert "created the system user qanat" in said
-    assert "gave /var/lib/qanat to qanat" in said
-    assert "enabled qanat-server.service" in said
-    assert "qanat-server token create --node edge1" in said
+    output = machine.run(SERVER, "service", "install")
+    assert "created the system user qanat" in output
+    assert "gave /var/lib/qanat to qanat" in output
+    assert "enabled qanat-server.service" in output
+    assert "qanat-server token create --node edge1" in output
     assert machine.run(QANAT, "nodes")
     assert user_of(machine, "qanat-server") == "qanat"
     assert owner_of(machine, "/var/lib/qanat") == "qanat 700"
@@ -112,9 +112,9 @@ def test_a_node_is_installed_and_attaches(machine: SystemdMachine) -> None:
     made = json.loads(machine.run(SERVER, "token", "create", "--node", "edge1", "--json"))
     allow = ("--allow", "localhost:7004")  # the server's own probes
     machine.run(AGENT, "join", "localhost:7002", "--name", "edge1", *allow, stdin=made["token"])
-    said = machine.run(AGENT, "service", "install")
-    assert "gave /var/lib/qanat-agent to qanat-agent" in said
-    assert "qanat-agent status" in said
+    output = machine.run(AGENT, "service", "install")
+    assert "gave /var/lib/qanat-agent to qanat-agent" in output
+    assert "qanat-agent status" in output
     assert wait_attached(machine)["name"] == "edge1"
     assert user_of(machine, "qanat-agent") == "qanat-agent"
     assert owner_of(machine, "/var/lib/qanat-agent/node.pem") == "qanat-agent 600"
@@ -139,12 +139,12 @@ def test_the_units_are_good_ones(machine: SystemdMachine) -> None:
 def test_a_second_install_changes_nothing(machine: SystemdMachine) -> None:
     for program, unit in ((SERVER, "qanat-server"), (AGENT, "qanat-agent")):
         before = process_of(machine, unit)
-        said = machine.run(program, "service", "install", "--json")
-        assert json.loads(said)["done"] == [f"{unit}.service runs already, with all of this"]
+        output = machine.run(program, "service", "install", "--json")
+        assert json.loads(output)["done"] == [f"{unit}.service runs already, with all of this"]
         assert process_of(machine, unit) == before
 
 
-def test_status_says_what_is(machine: SystemdMachine) -> None:
+def test_status_shows_the_state_of_the_service(machine: SystemdMachine) -> None:
     shown = status(machine, AGENT)
     assert (shown["installed"], shown["enabled"], shown["active"]) == (True, True, "active")
     assert (shown["differs"], shown["restart"], shown["next"]) == (False, None, "qanat-agent status")
@@ -241,8 +241,8 @@ def test_another_version_takes_over(machine: SystemdMachine, wheels: dict[str, P
         shown = status(machine, program)
         assert shown["restart"] == "the program was installed after it was started"
         assert shown["next"] == f"sudo systemctl restart {unit}"
-        said = machine.run(program, "service", "install")
-        assert f"restarted {unit}.service" in said
+        output = machine.run(program, "service", "install")
+        assert f"restarted {unit}.service" in output
         assert process_of(machine, unit) != before
         wait_attached(machine)
     assert wait_attached(machine)["software"] == f"qanat-agent/{version}"
@@ -250,11 +250,11 @@ def test_another_version_takes_over(machine: SystemdMachine, wheels: dict[str, P
 
 
 def test_uninstall_keeps_the_data(machine: SystemdMachine) -> None:
-    said = machine.run(AGENT, "service", "uninstall")
-    assert "/var/lib/qanat-agent  the node's key and certificate" in said
-    assert "qanat-server node revoke edge1" in said
-    assert "# /opt/qanat stays, because the service qanat-server runs from it" in said
-    assert "rm -r /opt/qanat" not in said
+    output = machine.run(AGENT, "service", "uninstall")
+    assert "/var/lib/qanat-agent  the node's key and certificate" in output
+    assert "qanat-server node revoke edge1" in output
+    assert "# /opt/qanat stays, because the service qanat-server runs from it" in output
+    assert "rm -r /opt/qanat" not in output
     assert machine.try_run("systemctl", "cat", "qanat-agent").returncode != 0
     assert owner_of(machine, "/var/lib/qanat-agent/node.pem") == "qanat-agent 600"
     machine.run(AGENT, "service", "install")  # and back
@@ -265,15 +265,15 @@ def test_a_purge_leaves_nothing(machine: SystemdMachine) -> None:
     refused = machine.try_run(AGENT, "service", "uninstall", "--purge")
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
-    said = machine.run(AGENT, "service", "uninstall", "--purge", "--yes")
-    assert "removed the system user qanat-agent" in said
-    assert "# /opt/qanat stays" in said
-    for line in said.splitlines():
+    output = machine.run(AGENT, "service", "uninstall", "--purge", "--yes")
+    assert "removed the system user qanat-agent" in output
+    assert "# /opt/qanat stays" in output
+    for line in output.splitlines():
         if line.strip().startswith("rm "):  # its link
             machine.run("sh", "-c", line.strip())
-    said = machine.run(SERVER, "service", "uninstall", "--purge", "--yes")
-    assert "removed /etc/qanat" in said
-    [line] = [line for line in said.splitlines() if line.strip().startswith("rm -r ")]
+    output = machine.run(SERVER, "service", "uninstall", "--purge", "--yes")
+    assert "removed /etc/qanat" in output
+    [line] = [line for line in output.splitlines() if line.strip().startswith("rm -r ")]
     machine.run("sh", "-c", line.strip())
     left = machine.run("find", "/etc", "/opt", "/run", "/usr/local", "/var", "-xdev", "-name", "*qanat*")
     assert not [path for path in left.splitlines() if "journal" not in path]

@@ -80,7 +80,7 @@ def test_the_target_header_overrides_the_target(target: str) -> None:
         ("web.both:80", Reason.AMBIGUOUS_NAME, "two nodes"),
     ],
 )
-def test_refusals_say_what_is_wrong(authority: str, reason: Reason, says: str) -> None:
+def test_refusals_name_the_fault(authority: str, reason: Reason, says: str) -> None:
     with pytest.raises(Refused) as caught:
         route_authority(authority, NAMES)
     assert caught.value.reason is reason

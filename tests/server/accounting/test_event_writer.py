@@ -111,7 +111,7 @@ async def test_the_number_of_known_nodes_is_bounded(tmp_path: Path) -> None:
         assert [node.name for node in await store.known_nodes()] == ["n3", "n4", "n5", "n0"]
 
 
-async def test_the_start_says_how_the_run_before_ended(tmp_path: Path) -> None:
+async def test_the_start_records_how_the_previous_run_ended(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as store:
         events = Events(clock)

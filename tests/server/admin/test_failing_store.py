@@ -48,9 +48,9 @@ async def test_the_data_path_goes_on_without_the_store(tmp_path: Path, on_failur
         await say(await site.through(), b"and a new one")
         agent.signal(signal.SIGKILL)
         await agent.exit_code()
-        seen = len(server.lines)
+        line_count = len(server.lines)
         async with running(agent.process.args):  # type: ignore[arg-type]
-            await server.line("node edge1 attached", after=seen)
+            await server.line("node edge1 attached", after=line_count)
             again = await site.through()
             await say(again, b"by an agent that attached meanwhile")
             await until_ready(site, "degraded\n")

@@ -116,14 +116,14 @@ async def test_an_agent_that_attaches_in_between_is_ready_for_the_switch(tmp_pat
             await server.line("node edge1 attached")
             await until_roots(node, 2)
         await take(site, "switch", "--force")
-        seen = len(server.lines)
+        line_count = len(server.lines)
         async with running(agent_of(site)) as agent:
-            await server.line("node edge1 attached", after=seen)
+            await server.line("node edge1 attached", after=line_count)
             fresh = leaf_of(tmp_path, Role.NODE, "edge1")
         write_node(site, fresh)  # what a renewal does
-        seen = len(server.lines)
+        line_count = len(server.lines)
         async with running(agent_of(site)) as agent:
-            await server.line("node edge1 attached", after=seen)
+            await server.line("node edge1 attached", after=line_count)
             stream = await site.through()
             await say(stream, b"renewed")
             await take(site, "retire")  # no access would end, so no force is needed

@@ -60,7 +60,7 @@ async def test_https_does_not_lead_to_the_admin_api(tmp_path: Path) -> None:
             assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_rotation_beside_a_running_server_is_taken_up_at_once(tmp_path: Path) -> None:
+async def test_a_running_server_applies_a_rotation_at_once(tmp_path: Path) -> None:
     with trio.fail_after(DEADLINE_SECONDS):
         site, new = Site(tmp_path), create_authority(pki.TRUST_DOMAIN)
         site.write(new.authority.issue(Role.SERVER, "main", names=("localhost", "127.0.0.1", "::1")))

@@ -27,9 +27,9 @@ def kinds(body: Any) -> list[tuple[str, str]]:
 
 
 def filled(edge: Edge) -> Edge:
-    edge.followers.events.add(EventKind.ATTACHED, "edge1", "facade00")
-    edge.followers.events.add(EventKind.ATTACHED, "edge2", "facade00")
-    edge.followers.events.add(
+    edge.subscribers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+    edge.subscribers.events.add(EventKind.ATTACHED, "edge2", "facade00")
+    edge.subscribers.events.add(
         EventKind.LOST, "edge1", "facade00", Reason.PING_TIMEOUT, "no packet received for 30 s"
     )
     return edge
@@ -41,7 +41,7 @@ async def test_events_are_listed_whole() -> None:
         assert (status, len(body["events"]), body["gap"]) == (200, 3, False)
         lost = body["events"][2]
         assert lost.pop("at").endswith("Z")
-        assert lost.pop("id") == body["last"] == edge.followers.events.last_id
+        assert lost.pop("id") == body["last"] == edge.subscribers.events.last_id
         assert lost == {
             "kind": "lost",
             "node": "edge1",
@@ -55,13 +55,13 @@ async def test_of_one_node_by_name_or_alias_after_an_id() -> None:
     async with open_edge() as edge:
         edge.attach("a.very.dotted.name", echo)
         alias = edge.nodes.all()[0].alias
-        filled(edge).followers.events.add(EventKind.LOST, "a.very.dotted.name", "facade00")
+        filled(edge).subscribers.events.add(EventKind.LOST, "a.very.dotted.name", "facade00")
         _, body = await get(edge, f"{PATH}?node={alias}")
         assert kinds(body) == [("a.very.dotted.name", "lost")]
-        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.followers.events.last_id - 3}")
+        _, body = await get(edge, f"{PATH}?node=edge1&after={edge.subscribers.events.last_id - 3}")
         assert kinds(body) == [("edge1", "lost")]
         _, body = await get(edge, f"{PATH}?node=never-seen")
-        assert (body["events"], body["last"]) == ([], edge.followers.events.last_id)
+        assert (body["events"], body["last"]) == ([], edge.subscribers.events.last_id)
 
 
 async def test_a_subscriber_is_informed_at_once() -> None:
@@ -75,13 +75,13 @@ async def test_a_subscriber_is_informed_at_once() -> None:
 
             nursery.start_soon(follow)
             await trio.sleep(0.1)
-            edge.followers.events.add(EventKind.RESUMED, "edge3", "facade00")
+            edge.subscribers.events.add(EventKind.RESUMED, "edge3", "facade00")
 
 
 async def test_a_quiet_node_is_an_empty_answer() -> None:
     async with open_edge() as edge:
-        _, body = await get(filled(edge), f"{PATH}?after={edge.followers.events.last_id}&wait=0.05")
-        assert (body["events"], body["last"], body["gap"]) == ([], edge.followers.events.last_id, False)
+        _, body = await get(filled(edge), f"{PATH}?after={edge.subscribers.events.last_id}&wait=0.05")
+        assert (body["events"], body["last"], body["gap"]) == ([], edge.subscribers.events.last_id, False)
 
 
 async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
@@ -114,7 +114,7 @@ async def test_a_gap_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "sentence"),
+    ("query", "expected"),
     [
         ("aftr=1", "'aftr' is not a parameter"),
         ("after=-1", "after is not"),
@@ -128,8 +128,8 @@ async def test_a_gap_is_reported() -> None:
         ("&".join(f"p{i}=1" for i in range(20)), "too many parameters"),
     ],
 )
-def test_invalid_queries_are_refused(query: str, sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence) as caught:
+def test_invalid_queries_are_refused(query: str, expected: str) -> None:
+    with pytest.raises(Refused, match=expected) as caught:
         parse_query(query)
     assert caught.value.reason is Reason.BAD_REQUEST
 

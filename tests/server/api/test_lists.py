@@ -284,7 +284,7 @@ def asking(edge: Edge) -> Callable[[str, Reader], Awaitable[None]]:
     """Return a function with which a user requests a path of the API."""
     router = Router([edge.api(), Section("api", "", USER, ())])
     accepted = AcceptedConnection(cast(SocketStream, None), "127.0.0.1:4711", cast(Ticket, None))
-    caller = Caller(accepted, User("alice", Role.USER, TRUST_DOMAIN), edge.standing)
+    caller = Caller(accepted, User("alice", Role.USER, TRUST_DOMAIN), edge.watch)
 
     async def ask(path: str, reader: Reader) -> None:
         request = h11.Request(method="GET", target=path, headers=[("host", "x")])

@@ -25,9 +25,9 @@ class Watched:
         self.began = trio.current_time()
         self.told: list[CredentialEnded] = []
         self.revoked = RevocationList()
-        self.standing = CredentialWatch(self.revoked, self.wall, self.told.append)
+        self.watch = CredentialWatch(self.revoked, self.wall, self.told.append)
         self.gone: list[tuple[str, Reason]] = []
-        nursery.start_soon(self.standing.watch)
+        nursery.start_soon(self.watch.watch)
 
     def wall(self) -> datetime:
         return START + timedelta(seconds=trio.current_time() - self.began) + self.set_ahead
@@ -49,7 +49,7 @@ class Watched:
         def end(why: Refused) -> None:
             self.gone.append((proven.identity.name, why.reason))
 
-        return self.standing.register(proven, end)
+        return self.watch.register(proven, end)
 
     def revoke(self, kind: RevocationKind, subject: str) -> None:
         self.revoked.put(Revocation(1, kind, subject, 0, "uid-0", ""))
@@ -79,11 +79,11 @@ async def test_no_revoked_caller_is_registered(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     proven = watched.proven("shop-1")
-    watched.standing.require(proven)
-    watched.standing.require(None)
+    watched.watch.require(proven)
+    watched.watch.require(None)
     watched.revoke(RevocationKind.NODE, "shop-1")
     with pytest.raises(IdentityError) as caught:
-        watched.standing.require(proven)
+        watched.watch.require(proven)
     refused = caught.value
     assert (refused.reason, refused.serial) == (Reason.REVOKED, "a1")
     assert refused.identity == proven.identity
@@ -99,7 +99,7 @@ async def test_an_expired_certificate_ends_what_depends_on_it(
     await trio.sleep(0.2)
     assert watched.gone == [("shop-2", Reason.CERTIFICATE_EXPIRED)]
     with pytest.raises(Refused, match="ended at 2026-11-26 00:01:"):
-        watched.standing.require(watched.proven("shop-2", seconds=-5.3))
+        watched.watch.require(watched.proven("shop-2", seconds=-5.3))
     await trio.sleep(200)
     assert watched.gone[1:] == [("shop-1", Reason.CERTIFICATE_EXPIRED)]
 
@@ -107,7 +107,7 @@ async def test_an_expired_certificate_ends_what_depends_on_it(
 async def test_a_session_with_a_newer_certificate_continues(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
-    entry = watched.standing.register(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]
+    entry = watched.watch.register(watched.proven("shop-1", "a1", seconds=100), watched.gone.append)  # type: ignore[arg-type]
     await trio.sleep(90)
     entry.renew(watched.proven("shop-1", "a2", seconds=100))
     await trio.sleep(50)
@@ -133,22 +133,22 @@ async def test_a_retired_root_takes_its_certificates_along(
     watched.enter(watched.proven("shop-1", key=b"old"))
     watched.enter(watched.proven("shop-2", key=b"new"))
     watched.enter(watched.proven("shop-3", key=b""))
-    watched.standing.retire(frozenset({b"old", b""}))
+    watched.watch.retire(frozenset({b"old", b""}))
     assert watched.gone == [("shop-1", Reason.ROOT_RETIRED)]
     with pytest.raises(Refused, match="a root that was retired"):
-        watched.standing.require(watched.proven("shop-1", key=b"old"))
+        watched.watch.require(watched.proven("shop-1", key=b"old"))
 
 
 async def test_what_left_by_itself_is_not_ended_again(
     watched: Watched, autojump_clock: trio.testing.MockClock
 ) -> None:
     proven = watched.proven("shop-1")
-    entry = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
+    entry = watched.watch.register(proven, watched.gone.append)  # type: ignore[arg-type]
     entry.remove()
     entry.remove()
     with (
-        watched.standing.registered(proven, watched.gone.append),
-        watched.standing.registered(None, watched.gone.append),
+        watched.watch.registered(proven, watched.gone.append),
+        watched.watch.registered(None, watched.gone.append),
     ):  # type: ignore[arg-type]
         pass
     watched.revoke(RevocationKind.NODE, "shop-1")
@@ -157,10 +157,10 @@ async def test_what_left_by_itself_is_not_ended_again(
 
 async def test_an_end_may_take_others_along(watched: Watched, autojump_clock: trio.testing.MockClock) -> None:
     proven = watched.proven("shop-1")
-    second = watched.standing.register(proven, watched.gone.append)  # type: ignore[arg-type]
-    watched.standing.forget(second)
-    entries = [watched.standing.register(proven, lambda _: entries[1].remove())]
-    entries.append(second := watched.standing.register(proven, watched.gone.append))  # type: ignore[arg-type]
+    second = watched.watch.register(proven, watched.gone.append)  # type: ignore[arg-type]
+    watched.watch.forget(second)
+    entries = [watched.watch.register(proven, lambda _: entries[1].remove())]
+    entries.append(second := watched.watch.register(proven, watched.gone.append))  # type: ignore[arg-type]
     watched.revoke(RevocationKind.NODE, "shop-1")
     assert watched.gone == []
     assert watched.told[0].count == 1
@@ -177,18 +177,18 @@ async def test_a_block_is_cancelled_with_the_reason(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(revoke)
-        with pytest.raises(Refused) as caught, watched.standing.cancel_when_revoked(proven):
+        with pytest.raises(Refused) as caught, watched.watch.cancel_when_revoked(proven):
             await trio.sleep(1000)
     assert caught.value.reason is Reason.REVOKED
-    with watched.standing.cancel_when_revoked(None):
+    with watched.watch.cancel_when_revoked(None):
         await trio.sleep(1)
-    with watched.standing.cancel_when_revoked(watched.proven("lee", role=Role.USER)):
+    with watched.watch.cancel_when_revoked(watched.proven("lee", role=Role.USER)):
         await trio.sleep(1)
 
 
 def test_a_revoked_user_gets_the_next_step_and_a_node_only_the_reason() -> None:
-    sentences = {
+    output = {
         role: str(refusal(SpiffeId("qanat.internal", role, "kim"), "a1")) for role in (Role.USER, Role.NODE)
     }
-    assert sentences[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
-    assert sentences[Role.NODE].endswith("was revoked")
+    assert output[Role.USER].endswith("on the server: qanat-server issue user kim, or user unrevoke kim")
+    assert output[Role.NODE].endswith("was revoked")

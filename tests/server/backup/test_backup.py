@@ -111,14 +111,14 @@ def test_a_backup_during_writes_holds_one_consistent_state(command: Command, tmp
     config = load(command.config, ServerConfig)
     with writing(command.folder, 0) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(200)]
+        output = [process.stdout.readline() for _ in range(200)]
         take_backup(config, command.config, tmp_path / "b.tar")
         process.kill()
     shutil.rmtree(command.folder)
     command.config.unlink()
     assert restore(tmp_path).exit_code == 0
     numbers = kept_revocations(command.folder)
-    assert {int(line.split()[1]) for line in lines} <= numbers
+    assert {int(line.split()[1]) for line in output} <= numbers
     assert len(numbers) >= 200 > AT_ONCE
 
 

@@ -113,10 +113,10 @@ def tampered(command: Command, tmp_path: Path, **changes: object) -> None:
     def alter(name: str, content: bytes) -> bytes:
         if name != "manifest.json":
             return content
-        manifest = json.loads(content)
-        member = next(one for one in manifest["members"] if one["path"].endswith("server.key"))
+        output = json.loads(content)
+        member = next(one for one in output["members"] if one["path"].endswith("server.key"))
         member.update(changes)
-        return json.dumps(manifest).encode()
+        return json.dumps(output).encode()
 
     change(tmp_path / "b.tar", alter)
 

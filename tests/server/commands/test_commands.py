@@ -157,8 +157,8 @@ def test_a_revocation_is_taken_back_until_a_new_certificate_was_issued(
         assert (
             f"certificate {new} was issued to node edge1 at " in output and "the revocation stays" in output
         )
-    audited = command.json("audit", "--node", "edge1")["audit"]
-    assert [line["kind"] for line in audited] == [  # type: ignore[attr-defined]
+    told = command.json("audit", "--node", "edge1")["audit"]
+    assert [line["kind"] for line in told] == [  # type: ignore[attr-defined]
         *("issued", "revoked", "unrevoked", "revoked", "unrevoked", "revoked", "revoked", "issued"),
     ]
 
@@ -211,11 +211,11 @@ def test_a_question_without_an_answer(command: Command) -> None:
     os.write(main, b"\x04")
     complaint = process.communicate(timeout=30)[1].decode()
     os.close(main), os.close(terminal)
-    expected = r"qanat-server\S*: the input ended before the answer"
-    assert (process.returncode, bool(re.search(expected, complaint))) == (1, True), complaint
+    output = r"qanat-server\S*: the input ended before the answer"
+    assert (process.returncode, bool(re.search(output, complaint))) == (1, True), complaint
 
 
-def test_other_commands_say_what_they_do_and_do_nothing_twice(command: Command) -> None:
+def test_other_commands_show_their_effect_and_do_nothing_twice(command: Command) -> None:
     made = str(command.json("token", "create", "--match", "shop-*", "--uses", "3")["id"])
     assert f"did you mean {made}?" in command("token", "revoke", made[:-2] + "zz", code=1).stderr
     output = command("token", "revoke", made).stdout

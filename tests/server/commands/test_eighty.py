@@ -74,15 +74,15 @@ def test_times_have_their_zone(command: Command, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("detail", "cell"),
+    ("detail", "expected"),
     [
         ("token ab12 was used 1 times", "token_used_up, token ab12 was used 1 times"),
         ("another key", "token_used_up, token ab12, another key"),
     ],
 )
-def test_a_refusal_names_its_token_once(detail: str, cell: str) -> None:
+def test_a_refusal_names_its_token_once(detail: str, expected: str) -> None:
     line = {"at": "2026-01-01T00:00:00Z", "kind": "refused", "node": "edge1", "token": "ab12"}
-    assert row_of(line | {"reason": "token_used_up", "detail": detail})[-1] == cell
+    assert row_of(line | {"reason": "token_used_up", "detail": detail})[-1] == expected
 
 
 @pytest.mark.parametrize("since", ["2h", "2020-01-31", "2020-01-31T18:30", "2020-01-31T18:30Z"])
@@ -90,7 +90,7 @@ def test_since_takes_a_length_and_times_with_and_without_a_zone(command: Command
     assert "issued" in command("audit", "--since", since).stdout
 
 
-def test_since_says_in_its_help_whose_zone_it_reads(command: Command) -> None:
+def test_the_help_of_since_names_the_zone_that_it_reads(command: Command) -> None:
     text = " ".join(run("audit", "--help").stdout.split())
     assert "in this machine's zone" in text
     assert "2027-01-31T18:30Z in UTC" in text

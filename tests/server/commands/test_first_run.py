@@ -56,7 +56,7 @@ def test_an_unfinished_init_is_repeated(home: Path) -> None:
     assert not (home / "init.unfinished").exists()
 
 
-def test_a_configuration_that_is_there_says_where_and_stays(home: Path, tmp_path: Path) -> None:
+def test_an_existing_configuration_decides_the_places_and_stays(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     text = f'data_dir = "{tmp_path}/d"\ntrust_domain = "mine"\n[agents]\nlisten = ["[::]:9001"]\n'
     file.write_text(text)
@@ -68,7 +68,7 @@ def test_a_configuration_that_is_there_says_where_and_stays(home: Path, tmp_path
     assert not home.exists()
 
 
-def test_variables_say_where_too(tmp_path: Path) -> None:
+def test_variables_decide_the_places_too(tmp_path: Path) -> None:
     environ = {**TOLD, "QANAT_TRUST_DOMAIN": "other", "QANAT_DATA_DIR": str(tmp_path / "there")}
     made = install_if_requested(environ, tmp_path / "server.toml")
     assert made is not None

@@ -154,7 +154,7 @@ def test_another_bundle_of_the_user_is_kept(tmp_path: Path, monkeypatch: pytest.
     assert paths.user_bundle_file().read_text() == "mine"
 
 
-def test_a_second_init_changes_nothing_and_says_what_exists(server: Path) -> None:
+def test_a_second_init_changes_nothing_and_names_what_exists(server: Path) -> None:
     before = everything_in(server.parent)
     result = run("init", *NAMES, "--data-dir", server.parent)
     assert result.exit_code == 2
@@ -337,7 +337,7 @@ def test_a_validity_beyond_the_authority_is_refused(server: Path) -> None:
     assert "ask for fewer days" in result.stderr
 
 
-def test_without_a_server_it_says_how_to_make_one(tmp_path: Path) -> None:
+def test_without_a_server_issue_names_init(tmp_path: Path) -> None:
     result = run("issue", "node", "edge1", "--config", tmp_path / "none.toml")
     assert result.exit_code == 2
     assert "qanat-server init --name" in result.stderr

@@ -76,7 +76,7 @@ async def _still_works(site: Site) -> None:
 
 async def _until_all_left(admission: Admission) -> None:
     with trio.fail_after(10):
-        while admission.open_connections:  # noqa: ASYNC110 - no event reports a free place
+        while admission.open_connections:  # noqa: ASYNC110 - no event announces a free place
             await trio.sleep(0.005)
 
 

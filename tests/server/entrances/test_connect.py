@@ -144,7 +144,7 @@ async def test_the_refusal_is_the_reason_phrase() -> None:
         assert not edge.counters.unauthenticated_refusals
 
 
-async def test_a_node_without_agent_says_since_when() -> None:
+async def test_the_refusal_for_a_node_without_agent_has_the_time() -> None:
     async with open_edge() as edge:
         link = edge.attach("edge1", echo)
         edge.nodes.detach(link, Reason.SESSION_LOST)
@@ -180,8 +180,8 @@ async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None
     async def answer_late(far: FarEnd) -> None:
         await dial_succeeds.wait()
         far.accept()
-        received = await receive_all(far.stream)
-        await far.stream.send_all(b"you said " + received)
+        output = await receive_all(far.stream)
+        await far.stream.send_all(b"you sent " + output)
         await far.stream.send_eof()
 
     async with open_edge() as edge:
@@ -194,7 +194,7 @@ async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None
         dial_succeeds.set()
         answer = await receive_all(stream)
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert answer.endswith(b"\r\n\r\nyou said hello")
+        assert answer.endswith(b"\r\n\r\nyou sent hello")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("connect", "done"): 1}
 

@@ -21,7 +21,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tests.server.entrances.test_https import client_context, tls_files
-from tests.server.nodes.test_attach import Agent, Door
+from tests.server.nodes.test_attach import Agent, AgentsPort
 from tests.support.fakes.edge import receive_all, receive_until
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
@@ -66,7 +66,7 @@ def closes_hard(stream: SocketStream) -> None:
 class Site:
     """A server with one node, and its time."""
 
-    door: Door
+    agents_port: AgentsPort
     clock: MockClock
     folder: Path
     nursery: trio.Nursery
@@ -78,13 +78,16 @@ class Site:
     @property
     def opener(self) -> Opener:
         return Opener(
-            self.door.nodes, self.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=self.door.standing
+            self.agents_port.nodes,
+            self.records,
+            trust_domain=pki.TRUST_DOMAIN,
+            credential_watch=self.agents_port.watch,
         )
 
-    async def attach(self, **fields: object) -> Agent:
-        agent = self.door.dial(NODE, **fields)
+    async def attach(self, **changes: object) -> Agent:
+        agent = self.agents_port.dial(NODE, **changes)
         agent.on_open = self.arrived.append
-        await agent.attach(self.door.limits)
+        await agent.attach(self.agents_port.limits)
         await self.settle()
         return agent
 
@@ -99,7 +102,7 @@ class Site:
     async def resume(self) -> None:
         """Resume the agent's session over another carrier."""
         welcome = self.agent.attempt.welcome
-        again = self.door.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
+        again = self.agents_port.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
         await again.welcomed()
         again.attempt.use(self.agent.link)
         await self.settle()
@@ -116,7 +119,7 @@ class Site:
             "https",
             [ConnectEntrance(self.opener).section()],
             identify=identify,
-            credential_watch=self.door.standing,
+            credential_watch=self.agents_port.watch,
             records=self.records,
             limits=HeadLimits(),
             users=None,
@@ -131,10 +134,12 @@ class Site:
 @asynccontextmanager
 async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
-        door = Door(nursery, grace_seconds=GRACE)
-        refusals = Refusals(door.audited.append, trio.current_time)
-        records = StreamRecorder(door.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals)
-        site = Site(door, clock, folder, nursery, records)
+        agents_port = AgentsPort(nursery, grace_seconds=GRACE)
+        refusals = Refusals(agents_port.audited.append, trio.current_time)
+        records = StreamRecorder(
+            agents_port.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals
+        )
+        site = Site(agents_port, clock, folder, nursery, records)
         if attaches:
             site.agent = await site.attach()
         try:
@@ -163,8 +168,8 @@ def never_waiting() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Told:
-    """Refusal or end as the user received it. ``reason`` is None for a bare reset."""
+class Outcome:
+    """What the user saw of a refusal or an end. ``reason`` is None for a bare reset."""
 
     status: int = 0
     reason: Reason | None = None
@@ -185,23 +190,23 @@ class Asked:
         assert isinstance(transport, SocketStream)
         return transport
 
-    async def told(self) -> Told:
+    async def outcome(self) -> Outcome:
         """Wait until the server has ended the connection."""
         if self.was_reset:
-            return Told()
+            return Outcome()
         try:
             with never_waiting():
                 data = await receive_all(self.stream)
         except trio.BrokenResourceError:
-            return Told()
+            return Outcome()
         if not data and self.socket.socket.family == socket.AF_UNIX:
-            return Told()  # a unix socket has no reset: only its end can be seen
+            return Outcome()  # a unix socket has no reset: only its end can be seen
         head, _, body = data.partition(b"\r\n\r\n")
         found = re.match(rb"HTTP/1.1 (\d+) ([^\r]*)", head)
         assert found is not None, data
         [word] = re.findall(rb"qanat-reason: (\w+)", head)
         assert body.startswith(word + b": ")
-        return Told(int(found[1]), Reason[word.decode().upper()], found[2].decode())
+        return Outcome(int(found[1]), Reason[word.decode().upper()], found[2].decode())
 
     async def answered(self) -> None:
         """Wait until the target's answer has begun."""
@@ -214,7 +219,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Entrance:
-    """An entrance. ``label`` is the metric's; ``answer`` is the target's answer to ``request``."""
+    """``label`` is the metric's; ``answer`` is the target's answer to ``request``."""
 
     name: str
     label: str
@@ -303,12 +308,12 @@ async def ended(site: Site) -> None:
 async def in_grace(site: Site) -> None:
     site.agent.carrier.cut()
     await site.settle()
-    assert site.door.link_of(NODE).state is SessionState.GRACE
+    assert site.agents_port.link_of(NODE).state is SessionState.GRACE
 
 
 async def degraded(site: Site) -> None:
     """A packet of the server is not acknowledged in time."""
-    link = site.door.link_of(NODE)
+    link = site.agents_port.link_of(NODE)
     spare = link.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
     await site.settle()
     site.arrived.pop().accept("127.0.0.1:9")
@@ -327,12 +332,12 @@ async def agent_drains(site: Site) -> None:
 
 
 async def server_drains(site: Site) -> None:
-    site.door.attachments.drain(10)
+    site.agents_port.acceptor.drain(10)
     await site.settle()
 
 
 async def server_stops(site: Site) -> None:
-    site.nursery.start_soon(site.door.attachments.end_all, Reason.SERVER_STOPPING)
+    site.nursery.start_soon(site.agents_port.acceptor.end_all, Reason.SERVER_STOPPING)
     await site.settle()
 
 
@@ -346,12 +351,12 @@ async def restarted(site: Site) -> None:
 
 
 async def revoked(site: Site) -> None:
-    site.door.revoke(RevocationKind.NODE, NODE)
+    site.agents_port.revoke(RevocationKind.NODE, NODE)
     await site.settle()
 
 
 async def user_revoked(site: Site) -> None:
-    site.door.revoke(RevocationKind.USER, "kim")
+    site.agents_port.revoke(RevocationKind.USER, "kim")
     await site.settle()
 
 
@@ -447,7 +452,7 @@ def written(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Reason | None, 
 
 
 def counted(site: Site) -> list[tuple[str, str]]:
-    counters = site.door.counters
+    counters = site.agents_port.counters
     return [*counters.refusals, *counters.unauthenticated_refusals, *counters.closed_streams]
 
 
@@ -460,13 +465,13 @@ async def answer(site: Site, entrance: Entrance) -> None:
     await site.settle()
 
 
-def check_told(entrance: Entrance, told: Told, reason: Reason, detail: str) -> None:
+def check_outcome(entrance: Entrance, outcome: Outcome, reason: Reason, detail: str) -> None:
     """Check that the answer agrees with the log."""
     if not entrance.tells:
-        assert told == Told()
+        assert outcome == Outcome()
         return
-    assert (told.status, told.reason) == (reason.status, reason)
-    assert told.sentence == (detail or reason.meaning)[:200]
+    assert (outcome.status, outcome.reason) == (reason.status, reason)
+    assert outcome.sentence == (detail or reason.meaning)[:200]
 
 
 @pytest.mark.parametrize(("before", "then", "reason"), BEFORE, ids=named)
@@ -490,12 +495,12 @@ async def test_a_user_asks_in_a_state(
             await asked.answered()
             assert counted(site) == [] and written(caplog) == []
         else:
-            told = await asked.told()
+            outcome = await asked.outcome()
             await site.settle()
             [(message, logged, detail)] = written(caplog)
             assert (message, logged) == ("stream refused", reason)
             assert counted(site) == [(entrance.label, reason.word)]
-            check_told(entrance, told, reason, detail)
+            check_outcome(entrance, outcome, reason, detail)
 
 
 @parametrized_by_entrance
@@ -504,12 +509,12 @@ async def test_an_unknown_node(
 ) -> None:
     async with open_site(mock_clock, tmp_path, attaches=False) as site:
         asked = await entrance.ask(site)
-        told = await asked.told()
+        outcome = await asked.outcome()
         await site.settle()
         [(_, logged, detail)] = written(caplog)
         assert logged is Reason.UNKNOWN_NODE
         assert [word for _, word in counted(site)] == ["unknown_node"]
-        check_told(entrance, told, Reason.UNKNOWN_NODE, detail)
+        check_outcome(entrance, outcome, Reason.UNKNOWN_NODE, detail)
 
 
 @pytest.mark.parametrize(("then", "reason"), DURING, ids=named)
@@ -532,12 +537,12 @@ async def test_something_happens_during_the_dial(
             await asked.answered()
             assert counted(site) == []
         else:
-            told = await asked.told()
+            outcome = await asked.outcome()
             await site.settle()
             [(message, logged, detail)] = written(caplog)
             assert (message, logged) == ("stream refused", reason)
             assert counted(site) == [(entrance.label, reason.word)]
-            check_told(entrance, told, reason, detail)
+            check_outcome(entrance, outcome, reason, detail)
 
 
 @pytest.mark.parametrize(("then", "reason"), AFTER, ids=named)
@@ -556,7 +561,7 @@ async def test_something_happens_behind_the_beginning_of_the_answer(
         await answer(site, entrance)
         await asked.answered()
         await then(site)
-        assert await asked.told() == Told(), "what is cut short must not look whole"
+        assert await asked.outcome() == Outcome(), "what is cut short must not look whole"
         await site.settle()
         [(message, logged, _)] = written(caplog)
         assert (message, logged) == ("stream closed", reason)
@@ -605,15 +610,15 @@ async def test_a_user_whose_certificate_is_revoked(
             await answer(site, entrance)
             await asked.answered()
         await user_revoked(site)
-        told = await asked.told()
+        outcome = await asked.outcome()
         await site.settle()
         [(_, logged, detail)] = written(caplog)
         assert logged is Reason.REVOKED
         assert counted(site) == [("connect", "revoked")]
         if answered:
-            assert told == Told()
+            assert outcome == Outcome()
         else:
-            check_told(entrance, told, Reason.REVOKED, detail)
+            check_outcome(entrance, outcome, Reason.REVOKED, detail)
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["during the dial", "behind the answer"])
@@ -637,7 +642,7 @@ async def test_the_server_is_cancelled(
             users.cancel_scope.cancel()
         site.nursery = behind
         await site.settle()
-        assert await asked.told() == Told()
+        assert await asked.outcome() == Outcome()
         [(_, logged, _)] = written(caplog)
         assert logged is Reason.SERVER_STOPPING
         assert counted(site) == [(entrance.label, "server_stopping")]

@@ -25,7 +25,7 @@ from certs.signing import LeafProfile, make_leaf
 from certs.token import Token, format_token
 from certs.x509 import Usage, Validity, describe, facts_of
 from tests.support.pki import authority as pki
-from tests.support.pki.asking import Answer, Question, ask
+from tests.support.pki.asking import Answer, EstRequest, ask
 from tests.support.pki.issuing import Issuing, open_issuing
 from tests.support.processes.tools_here import need
 from tunnel_core.identity import Role, SpiffeId
@@ -47,7 +47,7 @@ async def run(*command: str, data: bytes = b"") -> bytes:
 
 
 async def get(issuing: Issuing, path: str, leaf: Leaf | None = None) -> Answer:
-    return await ask(issuing, Question("GET", path, own=own_file(issuing, leaf)))
+    return await ask(issuing, EstRequest("GET", path, own=own_file(issuing, leaf)))
 
 
 async def post(
@@ -60,7 +60,7 @@ async def post(
     **headers: str,
 ) -> Answer:
     fields = {"Content-Type": kind} | headers
-    return await ask(issuing, Question("POST", f"{EST}/{operation}", body, fields, own))
+    return await ask(issuing, EstRequest("POST", f"{EST}/{operation}", body, fields, own))
 
 
 def basic(user: str, password: str) -> str:
@@ -118,13 +118,13 @@ async def test_curl_and_openssl_enrol_and_renew(tmp_path: Path) -> None:
         answer = await curl_post(issuing, "simplereenroll", two, *shown)
         second = await openssl_certificates(tmp_path, "two", answer.body)
         await verify_with_openssl(issuing, tmp_path, second)
-        facts = facts_of(second.read_bytes())
-        assert (facts.identity, facts.serial != facts_of(first.read_bytes()).serial) == (
+        output = facts_of(second.read_bytes())
+        assert (output.identity, output.serial != facts_of(first.read_bytes()).serial) == (
             identity("edge1"),
             True,
         )
         assert [line[0] for line in await issuing.audit()] == ["enrolled", "renewed"]
-        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == facts.serial
+        assert [one["serial"] for one in await issuing.store.certificates(name="edge1")][-1] == output.serial
 
 
 async def curl_post(issuing: Issuing, operation: str, body: bytes, *options: str) -> Answer:
@@ -310,7 +310,7 @@ ODD = {
     "a mail address": (odd_request(MAIL), *BAD),
     "a weak key": (odd_request(curve=ec.SECP192R1()), 400, "weak_key", "weak_key"),
 }
-"""Contents of a request of edge1 beside its name, the status, and the reason at renewal and at enrolment."""
+"""Content of a request of edge1 beside its name, the status, the word at a renewal and at an enrolment."""
 
 
 async def test_a_refusal_of_the_holder_of_a_token_or_certificate_is_logged_as_that(
@@ -433,7 +433,7 @@ async def test_beyond_the_cap_the_answer_has_a_retry_time(tmp_path: Path) -> Non
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(renew, issuing, pki.node_leaf("edge1"), request_of())  # waits for the store
-        while not issuing.enrolment.present:  # noqa: ASYNC110 - no other sign
+        while not issuing.enrolment.present:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.01)
         answer = await renew(issuing, pki.node_leaf("edge2"), request_of("edge2"))
         assert (answer.status, answer.word) == (503, "too_many_enrolments")

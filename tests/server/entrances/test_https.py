@@ -216,7 +216,7 @@ def without_collector() -> Iterator[None]:
     gc.enable()
 
 
-async def test_tls_1_2_only_where_the_configuration_says_so(tmp_path: Path) -> None:
+async def test_tls_1_2_only_where_the_configuration_allows_it(tmp_path: Path) -> None:
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         context = client_context(tmp_path, pki.user_leaf("alice"))

@@ -43,11 +43,11 @@ async def echo_until_reset(far: FarEnd) -> None:
 
 
 @dataclass
-class Door:
+class HttpsPort:
     edge: Edge
     listener: Listener
     revoked: RevocationList
-    standing: CredentialWatch
+    watch: CredentialWatch
     audited: list[AuditLine]
     folder: Path
     set_ahead: timedelta = timedelta()
@@ -72,87 +72,87 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(folder: Path) -> AsyncIterator[Door]:
+async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
     async with open_edge() as edge:
-        doors: list[Door] = []
+        ports: list[HttpsPort] = []
         revoked, audited = RevocationList(), list[AuditLine]()
-        standing = credential_watch(revoked, lambda: doors[0].wall())
+        watch = credential_watch(revoked, lambda: ports[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
-        edge.standing = standing
-        edge.opener = Opener(
-            edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=standing
-        )
+        edge.watch = watch
+        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=watch)
         front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
         handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
         listener = await edge.listen("https", handler)
-        doors.append(Door(edge, listener, revoked, standing, audited, folder))
-        yield doors[0]
+        ports.append(HttpsPort(edge, listener, revoked, watch, audited, folder))
+        yield ports[0]
 
 
 async def test_an_open_stream_is_broken_off_on_both_sides(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
-        stream, other = await door.enter(), await door.enter(pki.user_leaf("lee"))
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
+        stream, other = await https_port.enter(), await https_port.enter(pki.user_leaf("lee"))
         for one in (stream, other):
-            assert (await door.ask(one, CONNECT)).startswith(b"HTTP/1.1 200 ")
+            assert (await https_port.ask(one, CONNECT)).startswith(b"HTTP/1.1 200 ")
             await one.send_all(b"hello")
             assert await one.receive_some() == b"hello"
-        door.revoke()
+        https_port.revoke()
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
         assert link.streams[0].ended_by is Reason.REVOKED
         await other.send_all(b"still here")
         assert await other.receive_some() == b"still here"
-        assert door.edge.counters.closed_streams == {("connect", "revoked"): 1}
+        assert https_port.edge.counters.closed_streams == {("connect", "revoked"): 1}
 
 
 async def test_an_open_that_waits_is_refused(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", never)
-        stream = await door.enter()
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", never)
+        stream = await https_port.enter()
         await stream.send_all(CONNECT)
         await link.was_opened.wait()
-        door.revoke(RevocationKind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
+        https_port.revoke(RevocationKind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
         with trio.fail_after(1):
             answer = await receive_until(stream, b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
 
 
 async def test_a_connection_that_was_kept_alive_is_refused_with_the_reason(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        stream = await door.enter()
-        assert (await door.ask(stream, VERSION)).startswith(b"HTTP/1.1 200 ")
-        door.revoke()
-        answer = await door.ask(stream, VERSION)
+    async with open_https_port(tmp_path) as https_port:
+        stream = await https_port.enter()
+        assert (await https_port.ask(stream, VERSION)).startswith(b"HTTP/1.1 200 ")
+        https_port.revoke()
+        answer = await https_port.ask(stream, VERSION)
         assert answer.startswith(b"HTTP/1.1 403 the certificate ") and b": revoked" in answer
-        again = await door.ask(await door.enter(), CONNECT)  # a new connection does not help either
+        again = await https_port.ask(
+            await https_port.enter(), CONNECT
+        )  # a new connection does not help either
         assert b": revoked" in again
-        [line] = door.audited
+        [line] = https_port.audited
         assert (line.user, line.reason) == ("kim", "revoked")
         assert line.serial == facts_of(pki.user_leaf("kim").chain_pem).serial
 
 
 async def test_an_answer_that_waits_for_events_is_cut_short(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        stream = await door.enter()
+    async with open_https_port(tmp_path) as https_port:
+        stream = await https_port.enter()
         await stream.send_all(FOLLOW)
-        while not door.edge.followers._waiting:
+        while not https_port.edge.subscribers._waiting:
             await trio.lowlevel.checkpoint()
-        door.revoke()
+        https_port.revoke()
         with trio.fail_after(1):
             answer = await receive_until(stream, b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 403 ") and b": revoked" in answer
 
 
 async def test_a_stream_that_outlives_its_certificate_ends(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        door.edge.attach("edge1", echo_until_reset)
-        stream, idle = await door.enter(), await door.enter()
-        await door.ask(stream, CONNECT)
-        assert (await door.ask(idle, VERSION)).startswith(b"HTTP/1.1 200 ")
-        door.set_ahead = timedelta(days=366)
-        door.edge.nursery.start_soon(door.standing.watch)
+    async with open_https_port(tmp_path) as https_port:
+        https_port.edge.attach("edge1", echo_until_reset)
+        stream, idle = await https_port.enter(), await https_port.enter()
+        await https_port.ask(stream, CONNECT)
+        assert (await https_port.ask(idle, VERSION)).startswith(b"HTTP/1.1 200 ")
+        https_port.set_ahead = timedelta(days=366)
+        https_port.edge.nursery.start_soon(https_port.watch.watch)
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
-        assert b": certificate_expired" in await door.ask(idle, VERSION)
+        assert b": certificate_expired" in await https_port.ask(idle, VERSION)

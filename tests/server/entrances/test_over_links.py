@@ -170,7 +170,7 @@ async def test_a_user_who_leaves_during_the_dial_resets_it_at_the_agent() -> Non
     async with linked(never) as (edge, pair):
         user = await connect(edge)
         await user.send_all(CONNECT)
-        while not pair.agent.streams:  # noqa: ASYNC110 - the session reports no change
+        while not pair.agent.streams:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.001)
         user.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         await user.aclose()
@@ -223,7 +223,7 @@ async def test_a_websocket_over_a_link() -> None:
         assert await receive_until(browser, b"frame") == b"frame"
 
 
-async def test_a_lost_link_resets_a_bound_port_and_says_502_to_a_browser() -> None:
+async def test_a_lost_link_resets_a_bound_port_and_answers_a_browser_with_502() -> None:
     async def hold(stream: TunnelStream) -> None:
         stream.accept("127.0.0.1:80")
         await wait_reset(stream)
@@ -232,7 +232,7 @@ async def test_a_lost_link_resets_a_bound_port_and_says_502_to_a_browser() -> No
         user, browser = await bind(edge), await browse(edge)
         await user.send_all(b"x")
         await browser.send_all(GET)
-        while len(pair.agent.streams) < 2:  # noqa: ASYNC110 - the session reports no change
+        while len(pair.agent.streams) < 2:  # noqa: ASYNC110 - no event announces it
             await trio.sleep(0.001)
         carrier = pair.carriers[0]
         assert isinstance(carrier, MemoryCarrier)

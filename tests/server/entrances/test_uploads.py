@@ -167,7 +167,7 @@ async def listening(edge: Edge, most: int, handler: Handler, decline: Decline) -
     return listener
 
 
-async def test_a_full_listener_says_so(tmp_path: Path) -> None:
+async def test_a_full_listener_names_the_cause(tmp_path: Path) -> None:
     async with open_edge() as edge:
         web = WebEntrance(edge.opener, "localhost", HeadLimits())
         bare = await listening(edge, 0, web.serve, decline_http)
@@ -183,7 +183,9 @@ async def test_a_full_listener_says_so(tmp_path: Path) -> None:
         await trio.to_thread.run_sync(ask)
 
 
-async def test_a_full_ops_listener_says_so(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_ops_listener_names_the_cause(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Place, "idle", Place.busy)  # none is closed
     counters = Counters()
     pages = OpsPages(lambda: counters.snapshot(sessions=1), lambda: "", counters=counters)

@@ -144,10 +144,10 @@ def test_a_folder_below_one_of_others_is_for_root_to_make(
     monkeypatch.setattr("os.geteuid", lambda: 54321)
     with pytest.raises(CannotListen) as caught:
         bind_unix(UnixAddress(tmp_path / "qanat/egress.sock"))
-    sentence = str(caught.value)
+    message = str(caught.value)
     assert (
         f"there is no folder {tmp_path}/qanat, and 54321 may not make it; as root: install -d -m 750"
-        in sentence
+        in message
     )
     assert not (tmp_path / "qanat").exists()
 
@@ -393,7 +393,9 @@ async def test_a_handler_that_fails_ends_its_own_connection_only(caplog: pytest.
         assert "failed at a connection" in caplog.text
 
 
-async def test_without_descriptors_it_says_so_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_without_descriptors_logs_that_and_recovers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level("INFO", "qanat.listeners")
     async with open_edge() as edge:
         listener = await edge.listen("tcp", hold)
@@ -407,8 +409,8 @@ async def test_without_descriptors_it_says_so_and_recovers(caplog: pytest.LogCap
             host, port = listener.addresses[0].rsplit(":", 1)
             assert client.connect_ex((host, int(port))) in (0, errno.EINPROGRESS)
             await trio.sleep(0.35)
-            records = [record for record in caplog.records if "descriptor limit" in record.message]
-            assert len(records) == 1
+            output = [record for record in caplog.records if "descriptor limit" in record.message]
+            assert len(output) == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await trio.lowlevel.wait_readable(client)

@@ -17,7 +17,7 @@ import trio
 import trio.lowlevel
 
 from certs.ca import Leaf, create_authority
-from tests.server.entrances.test_https_revoked import CONNECT, VERSION, echo_until_reset, open_door
+from tests.server.entrances.test_https_revoked import CONNECT, VERSION, echo_until_reset, open_https_port
 from tests.support.fakes import memory_link
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.grpc_site import Site, open_site
@@ -82,11 +82,13 @@ OTHER_FORMS = [
 # The HTTPS listener.
 
 
-async def ask(door: Any, make: Make, request: bytes) -> bytes:
+async def ask(https_port: Any, make: Make, request: bytes) -> bytes:
     """Return the answer to a request; a refusal by TLS reads as its alert."""
     leaf = make()
     try:
-        return bytes(await door.ask(await door.enter(leaf, has_certificate=leaf is not None), request))
+        return bytes(
+            await https_port.ask(await https_port.enter(leaf, has_certificate=leaf is not None), request)
+        )
     except trio.BrokenResourceError as error:
         return str(error).encode()
 
@@ -115,13 +117,13 @@ HTTPS = [
 async def test_a_caller_that_is_no_user_opens_nothing(
     make: Make, word: str, says: bytes, request_: bytes, tmp_path: Path
 ) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
-        answer = await ask(door, make, request_)
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
+        answer = await ask(https_port, make, request_)
         assert says in answer
-        while not door.audited:
+        while not https_port.audited:
             await trio.lowlevel.checkpoint()
-        [line] = door.audited
+        [line] = https_port.audited
         assert (line.kind.value, line.reason, line.source != "") == ("refused", word, True)
         assert not link.streams
 
@@ -132,11 +134,11 @@ async def test_a_caller_that_is_no_user_opens_nothing(
 async def test_a_users_name_is_taken_as_it_must_be_or_not_at_all(
     uris: tuple[str, ...], tmp_path: Path
 ) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
-        answer = await ask(door, lambda: signed(*uris, common_name="kim"), CONNECT)
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
+        answer = await ask(https_port, lambda: signed(*uris, common_name="kim"), CONNECT)
         assert answer.startswith(b"HTTP/1.1 401 the certificate names no identity: ")
-        assert [line.reason for line in door.audited] == ["unauthenticated"]
+        assert [line.reason for line in https_port.audited] == ["unauthenticated"]
         assert not link.streams
 
 
@@ -153,19 +155,19 @@ HEADERS = (
     ids=["nobody", "node"],
 )
 async def test_headers_do_not_authenticate(make: Make, status: bytes, tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
         for request in (CONNECT, VERSION):
-            answer = await ask(door, make, request.removesuffix(b"\r\n") + HEADERS)
+            answer = await ask(https_port, make, request.removesuffix(b"\r\n") + HEADERS)
             assert answer.startswith(b"HTTP/1.1 " + status)
         assert not link.streams
 
 
 async def test_headers_change_nobodys_name(tmp_path: Path) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
         request = CONNECT.removesuffix(b"\r\n") + HEADERS.replace(b"kim", b"root")
-        assert (await ask(door, lambda: pki.user_leaf("kim"), request)).startswith(b"HTTP/1.1 200 ")
+        assert (await ask(https_port, lambda: pki.user_leaf("kim"), request)).startswith(b"HTTP/1.1 200 ")
         assert link.streams[0].user == "kim"
 
 
@@ -180,9 +182,9 @@ ISSUED_ELSEWHERE = [
 async def test_certificates_of_other_issuers_are_good_if_the_name_is(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
-    async with open_door(tmp_path) as door:
-        link = door.edge.attach("edge1", echo_until_reset)
-        answer = await ask(door, lambda: signed(f"{HERE}/user/kim", **more), CONNECT)
+    async with open_https_port(tmp_path) as https_port:
+        link = https_port.edge.attach("edge1", echo_until_reset)
+        answer = await ask(https_port, lambda: signed(f"{HERE}/user/kim", **more), CONNECT)
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert link.streams[0].user == "kim"
 
@@ -191,7 +193,7 @@ async def test_certificates_of_other_issuers_are_good_if_the_name_is(
 
 
 @dataclass
-class AgentsDoor:
+class RealAgentsPort:
     site: Site
     nodes: Nodes
     nursery: trio.Nursery
@@ -202,7 +204,7 @@ class AgentsDoor:
         refusals = Refusals(self.audited.append, trio.current_time)
         settings = AttachSettings(pki.TRUST_DOMAIN, 10, self.limits)
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = SessionAcceptor(
+        self.acceptor = SessionAcceptor(
             settings,
             self.nodes,
             pool,
@@ -212,40 +214,42 @@ class AgentsDoor:
             refusals=refusals,
             trust_bundle=bytes,
         )
-        self.site.on_carrier = self.attachments.take
+        self.site.on_carrier = self.acceptor.take
 
-    async def attempt(self, leaf: Leaf, **fields: Any) -> Attachment:
+    async def attempt(self, leaf: Leaf, **changes: Any) -> Attachment:
         """Raises ``CarrierFailed`` or ``Refused``."""
         carrier = await self.site.dial(leaf, roots_pem=pki.authority().roots_pem)
-        attempt = Attachment(carrier, AgentHandshake(memory_link.hello(self.limits)._replace(**fields)))
+        attempt = Attachment(carrier, AgentHandshake(memory_link.hello(self.limits)._replace(**changes)))
         await attempt.settle(5)
         return attempt
 
     async def attach(self, leaf: Leaf) -> Attachment:
         attempt = await self.attempt(leaf)
-        hello, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
-        assert hello is not None
-        link = Session(hello, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool)
+        received_hello, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
+        assert received_hello is not None
+        link = Session(
+            received_hello, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool
+        )
         attempt.use(link)
         self.nursery.start_soon(link.run)
         while not self.nodes.attached():
             await trio.lowlevel.checkpoint()
         return attempt
 
-    async def refusal(self, leaf: Leaf, **fields: Any) -> Refused:
+    async def refusal(self, leaf: Leaf, **changes: Any) -> Refused:
         with pytest.raises(Refused) as caught:
-            await self.attempt(leaf, **fields)
+            await self.attempt(leaf, **changes)
         while not self.audited:
             await trio.lowlevel.checkpoint()
         return caught.value
 
 
 @asynccontextmanager
-async def agents_door() -> AsyncIterator[AgentsDoor]:
+async def open_agents_port() -> AsyncIterator[RealAgentsPort]:
     with trio.fail_after(20):
         async with open_site() as site, trio.open_nursery() as nursery:
             nodes = Nodes(trio.current_time, lambda: datetime.datetime.now(datetime.UTC), lambda name: False)
-            yield AgentsDoor(site, nodes, nursery)
+            yield RealAgentsPort(site, nodes, nursery)
             nursery.cancel_scope.cancel()
 
 
@@ -263,21 +267,21 @@ AGENTS = [
 async def test_a_caller_that_is_no_node_attaches_nothing(
     make: Callable[[], Leaf], reason: Reason, name: str
 ) -> None:
-    async with agents_door() as door:
-        assert (await door.refusal(make())).reason is reason
-        [line] = door.audited
+    async with open_agents_port() as agents_port:
+        assert (await agents_port.refusal(make())).reason is reason
+        [line] = agents_port.audited
         assert (line.reason, line.node or line.user) == (reason.word, name)
         assert line.detail.startswith("agents: ") and line.source.startswith("127.0.0.1:")
-        assert door.nodes.all() == []
+        assert agents_port.nodes.all() == []
 
 
 async def test_a_nodes_name_is_taken_as_it_must_be_or_not_at_all() -> None:
-    async with agents_door() as door:
+    async with open_agents_port() as agents_port:
         for path in BENT_PATHS:
-            refusal = await door.refusal(signed(bent(path, "node", "edge1"), common_name="edge1"))
+            refusal = await agents_port.refusal(signed(bent(path, "node", "edge1"), common_name="edge1"))
             assert refusal.reason is Reason.UNAUTHENTICATED, path
-        assert len(door.audited) == 1  # a flood: the rest is counted
-        assert door.nodes.all() == []
+        assert len(agents_port.audited) == 1  # a flood: the rest is counted
+        assert agents_port.nodes.all() == []
 
 
 @pytest.mark.parametrize(
@@ -292,33 +296,33 @@ async def test_a_nodes_name_is_taken_as_it_must_be_or_not_at_all() -> None:
     ids=["other authority", "same name", "expired", "not yet", "server use"],
 )
 async def test_a_caller_that_the_handshake_refuses_sends_no_hello(make: Callable[[], Leaf]) -> None:
-    async with agents_door() as door:
+    async with open_agents_port() as agents_port:
         with pytest.raises(CarrierFailed):
-            await door.attempt(make())
-        assert len(door.attachments._pending) == 0
+            await agents_port.attempt(make())
+        assert len(agents_port.acceptor._pending) == 0
 
 
 @pytest.mark.parametrize("more", ISSUED_ELSEWHERE, ids=["spire", "vault", "cert-manager"])
 async def test_nodes_of_other_issuers_attach_if_the_name_is_right(more: dict[str, Any]) -> None:
-    async with agents_door() as door:
-        await door.attach(signed(f"{HERE}/node/edge1", **more))
-        assert [node.name for node, _ in door.nodes.attached()] == ["edge1"]
+    async with open_agents_port() as agents_port:
+        await agents_port.attach(signed(f"{HERE}/node/edge1", **more))
+        assert [node.name for node, _ in agents_port.nodes.attached()] == ["edge1"]
 
 
 async def test_a_stolen_session_is_worth_nothing() -> None:
-    async with agents_door() as door:
-        welcome: Welcome = (await door.attach(pki.node_leaf("edge1"))).welcome
+    async with open_agents_port() as agents_port:
+        welcome: Welcome = (await agents_port.attach(pki.node_leaf("edge1"))).welcome
         stolen = {"session": welcome.session, "attempt": 7}
         for leaf, secret in (
             (pki.node_leaf("edge1"), b"x" * 32),  # the id alone
             (pki.node_leaf("edge2"), welcome.secret),  # all of it, by another node
             (pki.node_leaf("edge2"), b""),
         ):
-            refusal = await door.refusal(leaf, **stolen, secret=secret)
+            refusal = await agents_port.refusal(leaf, **stolen, secret=secret)
             assert refusal.reason is Reason.SESSION_MISMATCH
-        link = door.nodes.session_of("edge1")
+        link = agents_port.nodes.session_of("edge1")
         assert link.attached and link.welcome.session == welcome.session
-        assert {(line.node, line.reason) for line in door.audited} == {("edge1", "session_mismatch")}
+        assert {(line.node, line.reason) for line in agents_port.audited} == {("edge1", "session_mismatch")}
         with pytest.raises(Refused) as caught:
-            await door.attempt(pki.user_leaf("kim"), **stolen, secret=welcome.secret)
+            await agents_port.attempt(pki.user_leaf("kim"), **stolen, secret=welcome.secret)
         assert caught.value.reason is Reason.WRONG_ROLE

@@ -79,7 +79,7 @@ class Agent:
         return (await self.link.wait_ended())[0]
 
 
-class Door:
+class AgentsPort:
     """A server reduced to the agents' port."""
 
     def __init__(
@@ -92,19 +92,19 @@ class Door:
         self._settings = AttachSettings(pki.TRUST_DOMAIN, max_agents, self.limits, max_pending)
         self.set_ahead = timedelta()  # the wall clock
         self.revoked, self.audited = RevocationList(), list[AuditLine]()
-        self.standing = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
+        self.watch = credential_watch(self.revoked, lambda: datetime.now(UTC) + self.set_ahead)
         self.refusals = Refusals(self.audited.append, trio.current_time)
-        self.make_attachments(self.standing)
+        self.make_acceptor(self.watch)
 
-    def make_attachments(self, standing: CredentialWatch) -> None:
+    def make_acceptor(self, watch: CredentialWatch) -> None:
         pool = CreditPool(self.limits.credit_pool)
-        self.attachments = SessionAcceptor(
+        self.acceptor = SessionAcceptor(
             self._settings,
             self.nodes,
             pool,
             self.nursery,
             self.counters,
-            credential_watch=standing,
+            credential_watch=watch,
             refusals=self.refusals,
             trust_bundle=bytes,
         )
@@ -120,7 +120,7 @@ class Door:
         if leaf_pem is None:
             leaf_pem = pki.node_leaf(name).credential.certificate_pem
         near, far = memory_carriers(self.nursery, leaf_pem=leaf_pem)
-        self.attachments.take(near)
+        self.acceptor.take(near)
         hello = memory_link.hello(self.limits)._replace(**changes)
         return Agent(Attachment(far, AgentHandshake(hello)), near, self.nursery)
 
@@ -144,27 +144,27 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(
+async def open_agents_port(
     max_agents: int = 100, max_pending: int = 100, grace_seconds: float = 0
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[AgentsPort]:
     async with trio.open_nursery() as nursery:
-        yield Door(nursery, max_agents, max_pending, grace_seconds)
+        yield AgentsPort(nursery, max_agents, max_pending, grace_seconds)
         nursery.cancel_scope.cancel()
 
 
-async def test_a_node_is_who_its_certificate_says(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        agent = await door.attach("shop-7.example")
-        [(node, link)] = door.nodes.attached()
+async def test_a_node_has_the_name_in_its_certificate(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("shop-7.example")
+        [(node, link)] = agents_port.nodes.attached()
         assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
         assert link.session_id == agent.link.session_id
-        assert len(door.attachments._pending) == 0
-        assert door.counters.attaches == {"ok": 1}
+        assert len(agents_port.acceptor._pending) == 0
+        assert agents_port.counters.attaches == {"ok": 1}
         agent.link.end(Reason.AGENT_STOPPING)
         await agent.link.wait_given_up()
         await trio.sleep(2)
-        assert door.nodes.attached() == []
-        assert door.counters.session_ends == {"agent_stopping": 1}
+        assert agents_port.nodes.attached() == []
+        assert agents_port.counters.session_ends == {"agent_stopping": 1}
 
 
 USER = pki.user_leaf("kim").credential.certificate_pem
@@ -192,117 +192,117 @@ async def test_a_caller_that_is_no_node_gets_the_reason(
     autojump_clock: trio.testing.MockClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with open_door() as door:
-        agent = door.dial("edge1", leaf_pem=leaf_pem)
+    async with open_agents_port() as agents_port:
+        agent = agents_port.dial("edge1", leaf_pem=leaf_pem)
         refusal = await agent.refusal()
         assert refusal.reason is reason
         assert words in refusal.detail
         assert refusal.retry_after_seconds == 5
         await trio.sleep(2)
-        assert (len(door.attachments._pending), door.nodes.all()) == (0, [])
-        assert door.counters.attaches == {reason.word: 1}
+        assert (len(agents_port.acceptor._pending), agents_port.nodes.all()) == (0, [])
+        assert agents_port.counters.attaches == {reason.word: 1}
         assert f"attach of an unknown node failed: {refusal.detail}" in caplog.messages
 
 
 async def test_another_version_gets_both_versions(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        refusal = await door.dial("edge1", version=VERSION + 1).refusal()
+    async with open_agents_port() as agents_port:
+        refusal = await agents_port.dial("edge1", version=VERSION + 1).refusal()
         assert refusal.reason is Reason.VERSION_MISMATCH
         assert f"version {VERSION}, the agent {VERSION + 1}" in refusal.detail
 
 
 async def test_the_limit_of_agents_spares_resumed_sessions(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door(max_agents=2) as door:
-        first, _ = await door.attach("edge1"), await door.attach("edge2")
-        refusal = await door.dial("edge3").refusal()
+    async with open_agents_port(max_agents=2) as agents_port:
+        first, _ = await agents_port.attach("edge1"), await agents_port.attach("edge2")
+        refusal = await agents_port.dial("edge3").refusal()
         assert refusal.reason is Reason.TOO_MANY_SESSIONS
         assert "[agents] max" in refusal.detail
-        again = await door.attach("edge1")
+        again = await agents_port.attach("edge1")
         assert await first.end() is Reason.TAKEN_OVER
         again.carrier.cut()
         assert await again.end() is Reason.CARRIER_LOST
-        await door.settle()
-        await door.attach("edge3")
+        await agents_port.settle()
+        await agents_port.attach("edge3")
 
 
 async def test_one_of_two_welcomed_agents_gets_the_last_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_door(max_agents=1) as door:
-        agents = [door.dial("edge1"), door.dial("edge2")]
+    async with open_agents_port(max_agents=1) as agents_port:
+        agents = [agents_port.dial("edge1"), agents_port.dial("edge2")]
         for agent in agents:
             await agent.welcomed()
         for agent in agents:
-            agent.use(door.limits)
+            agent.use(agents_port.limits)
         await trio.sleep(1)
-        assert door.nodes.attached_count == 1
+        assert agents_port.nodes.attached_count == 1
         [loser] = [agent for agent in agents if agent.link.ended is not None]
         assert await loser.end() is Reason.TOO_MANY_SESSIONS
         await trio.sleep(2)
-        assert door.counters.attaches == {"ok": 1, "too_many_sessions": 1}
-        assert not door.counters.session_ends
-        assert door.nodes.attached_count == 1
+        assert agents_port.counters.attaches == {"ok": 1, "too_many_sessions": 1}
+        assert not agents_port.counters.session_ends
+        assert agents_port.nodes.attached_count == 1
 
 
 async def test_attaches_under_way_are_bounded_and_end(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door(max_pending=3) as door:
+    async with open_agents_port(max_pending=3) as agents_port:
         for number in range(3):
             leaf_pem = pki.node_leaf(f"mute{number}").credential.certificate_pem
-            door.attachments.take(memory_carriers(door.nursery, leaf_pem=leaf_pem)[0])
-        assert len(door.attachments._pending) == 3
-        refusal = await door.dial("edge1").refusal()
+            agents_port.acceptor.take(memory_carriers(agents_port.nursery, leaf_pem=leaf_pem)[0])
+        assert len(agents_port.acceptor._pending) == 3
+        refusal = await agents_port.dial("edge1").refusal()
         assert refusal.reason is Reason.TOO_MANY_SESSIONS
-        await trio.sleep(door.limits.attach_timeout_seconds + 2)
-        assert len(door.attachments._pending) == 0
-        assert door.counters.attaches["attach_timeout"] == 3
-        await door.attach("edge1")
+        await trio.sleep(agents_port.limits.attach_timeout_seconds + 2)
+        assert len(agents_port.acceptor._pending) == 0
+        assert agents_port.counters.attaches["attach_timeout"] == 3
+        await agents_port.attach("edge1")
 
 
 async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tunnel_server.nodes.registry.node_alias", lambda name: "same")
-    async with open_door() as door:
-        first = await door.attach("edge1")
-        newcomer = await door.attach("edge2")
+    async with open_agents_port() as agents_port:
+        first = await agents_port.attach("edge1")
+        newcomer = await agents_port.attach("edge2")
         reason, detail = await newcomer.link.wait_ended()
         assert reason is Reason.AMBIGUOUS_NAME
         assert "rename one of them" in detail
         await trio.sleep(2)
         assert first.link.attached
-        assert [node.name for node, _ in door.nodes.attached()] == ["edge1"]
-        assert door.counters.attaches == {"ok": 1, "ambiguous_name": 1}
-        assert not door.counters.session_ends
+        assert [node.name for node, _ in agents_port.nodes.attached()] == ["edge1"]
+        assert agents_port.counters.attaches == {"ok": 1, "ambiguous_name": 1}
+        assert not agents_port.counters.session_ends
 
 
 async def test_a_stopping_server_accepts_no_attach(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        await door.attach("edge1")
-        door.attachments.drain(8)
-        assert (await door.dial("edge2").refusal()).reason is Reason.SERVER_STOPPING
+    async with open_agents_port() as agents_port:
+        await agents_port.attach("edge1")
+        agents_port.acceptor.drain(8)
+        assert (await agents_port.dial("edge2").refusal()).reason is Reason.SERVER_STOPPING
         with pytest.raises(Refused) as caught:
-            door.link_of("edge1").open(TARGET, user="kim", entrance="tcp")
+            agents_port.link_of("edge1").open(TARGET, user="kim", entrance="tcp")
         assert caught.value.reason is Reason.SERVER_STOPPING
 
 
 async def test_an_agent_welcomed_before_the_stop_is_refused_after_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_door() as door:
-        agent = door.dial("edge1")
+    async with open_agents_port() as agents_port:
+        agent = agents_port.dial("edge1")
         await agent.welcomed()
-        door.attachments.drain(8)
-        agent.use(door.limits)
+        agents_port.acceptor.drain(8)
+        agent.use(agents_port.limits)
         assert await agent.end() is Reason.SERVER_STOPPING
-        assert door.nodes.attached() == []
+        assert agents_port.nodes.attached() == []
 
 
 async def test_ending_all_waits_until_the_agents_received_it(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        agents = [await door.attach(name) for name in ("edge1", "edge2")]
-        stream = await door.open("edge1")
-        assert door.attachments.stream_count == 1
-        await door.attachments.end_all(Reason.SERVER_STOPPING)
+    async with open_agents_port() as agents_port:
+        agents = [await agents_port.attach(name) for name in ("edge1", "edge2")]
+        stream = await agents_port.open("edge1")
+        assert agents_port.acceptor.stream_count == 1
+        await agents_port.acceptor.end_all(Reason.SERVER_STOPPING)
         assert [await agent.end() for agent in agents] == [Reason.SERVER_STOPPING] * 2
         with pytest.raises(StreamReset) as caught:
             await stream.receive_some()
@@ -311,22 +311,22 @@ async def test_ending_all_waits_until_the_agents_received_it(autojump_clock: tri
 
 
 async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        old = await door.attach("edge1")
-        stream = await door.open("edge1")
+    async with open_agents_port() as agents_port:
+        old = await agents_port.attach("edge1")
+        stream = await agents_port.open("edge1")
         began = trio.current_time()
-        new = await door.attach("edge1")
+        new = await agents_port.attach("edge1")
         assert trio.current_time() == began
-        assert door.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.link_of("edge1").session_id == new.link.session_id
         with pytest.raises(StreamReset) as caught:
             await stream.receive_some()
         assert caught.value.reason is Reason.TAKEN_OVER
         await stream.aclose()
         assert await old.end() is Reason.TAKEN_OVER
         await trio.sleep(5)  # the old session is given up, and its remains take nothing of the new one along
-        assert door.link_of("edge1").session_id == new.link.session_id
-        assert door.counters.session_ends == {"taken_over": 1}
-        again = await door.open("edge1")
+        assert agents_port.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.counters.session_ends == {"taken_over": 1}
+        again = await agents_port.open("edge1")
         await again.aclose()
         assert new.link.attached
 
@@ -334,57 +334,57 @@ async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.tes
 async def test_a_half_open_session_is_taken_over_though_its_agent_receives_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_door() as door:
-        old = await door.attach("edge1")
+    async with open_agents_port() as agents_port:
+        old = await agents_port.attach("edge1")
         old.carrier.wake = lambda: None  # type: ignore[method-assign]  # its packets go nowhere
-        new = await door.attach("edge1")
+        new = await agents_port.attach("edge1")
         await trio.sleep(2)
-        assert door.link_of("edge1").session_id == new.link.session_id
-        assert door.counters.session_ends == {"taken_over": 1}
+        assert agents_port.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.counters.session_ends == {"taken_over": 1}
 
 
 async def test_a_hello_alone_takes_nothing_over(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with open_door() as door:
-        agent = await door.attach("edge1")
-        check = door.dial("edge1")
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("edge1")
+        check = agents_port.dial("edge1")
         await check.welcomed()
         check.attempt.abandon()
-        await trio.sleep(door.limits.attach_timeout_seconds + 2)
+        await trio.sleep(agents_port.limits.attach_timeout_seconds + 2)
         assert agent.link.attached
-        assert door.link_of("edge1").session_id == agent.link.session_id
-        assert door.counters.attaches == {"ok": 1}  # a check is no failure
+        assert agents_port.link_of("edge1").session_id == agent.link.session_id
+        assert agents_port.counters.attaches == {"ok": 1}  # a check is no failure
         assert "node edge1 may attach, and left; a check does that" in caplog.messages
-        assert len(door.attachments._pending) == 0
+        assert len(agents_port.acceptor._pending) == 0
 
 
 async def test_an_attempt_that_was_left_before_its_welcome_is_no_failure(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "qanat")
-    async with open_door() as door:
-        door.dial("edge1").attempt.carrier.abandon()
-        await trio.sleep(door.limits.attach_timeout_seconds + 2)
-        assert door.counters.attaches == {"abandoned": 1}
+    async with open_agents_port() as agents_port:
+        agents_port.dial("edge1").attempt.carrier.abandon()
+        await trio.sleep(agents_port.limits.attach_timeout_seconds + 2)
+        assert agents_port.counters.attaches == {"abandoned": 1}
         assert [record.levelname for record in caplog.records if "abandoned an attach" in record.message] == [
             "DEBUG"
         ]
         assert not [record for record in caplog.records if record.levelno > logging.INFO]
-        assert len(door.attachments._pending) == 0
+        assert len(agents_port.acceptor._pending) == 0
 
 
 async def test_a_lost_carrier_detaches_the_node_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        agent = await door.attach("edge1")
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("edge1")
         began = trio.current_time()
         agent.carrier.cut()
         await agent.end()
-        await door.settle()
+        await agents_port.settle()
         assert trio.current_time() == began
-        assert door.nodes.attached() == []
-        [node] = door.nodes.all()
+        assert agents_port.nodes.attached() == []
+        [node] = agents_port.nodes.all()
         assert node.last_reason is Reason.CARRIER_LOST
 
 
@@ -395,21 +395,21 @@ def fail() -> None:
 async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_door() as door:
-        agent = await door.attach("edge1")
-        stream = await door.open("edge1")
-        link = door.link_of("edge1")
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("edge1")
+        stream = await agents_port.open("edge1")
+        link = agents_port.link_of("edge1")
         link._protocol.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
         agent.carrier.swallow = True
         with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()
         assert caught.value.reason is Reason.INTERNAL_ERROR
         await stream.aclose()
-        await door.settle()
-        assert door.nodes.attached() == []
-        assert door.counters.session_ends == {"internal_error": 1}
+        await agents_port.settle()
+        assert agents_port.nodes.attached() == []
+        assert agents_port.counters.session_ends == {"internal_error": 1}
         assert "the session of node edge1 failed" in caplog.messages
-        await door.attach("edge1")
+        await agents_port.attach("edge1")
 
 
 class UnstartableCarrier(MemoryCarrier):
@@ -420,26 +420,28 @@ class UnstartableCarrier(MemoryCarrier):
 async def test_a_carrier_that_cannot_start_is_given_up(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_door() as door:
-        near, far = memory_carriers(door.nursery, leaf_pem=pki.node_leaf("edge1").credential.certificate_pem)
+    async with open_agents_port() as agents_port:
+        near, far = memory_carriers(
+            agents_port.nursery, leaf_pem=pki.node_leaf("edge1").credential.certificate_pem
+        )
         near.__class__ = UnstartableCarrier
-        door.attachments.take(near)
-        await door.settle()
-        assert len(door.attachments._pending) == 0
-        assert door.counters.attaches == {"internal_error": 1}
+        agents_port.acceptor.take(near)
+        await agents_port.settle()
+        assert len(agents_port.acceptor._pending) == 0
+        assert agents_port.counters.attaches == {"internal_error": 1}
         assert far._lost is not None
 
 
 async def test_failures_get_a_line_a_second_for_each_reason(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_door() as door:
+    async with open_agents_port() as agents_port:
         for _ in range(5):
-            await door.dial("edge1", leaf_pem=USER).refusal()
-            await door.settle()
+            await agents_port.dial("edge1", leaf_pem=USER).refusal()
+            await agents_port.settle()
         await trio.sleep(2)
         assert len([line for line in caplog.messages if "failed" in line]) == 1
-        assert door.counters.attaches == {"wrong_role": 5}
+        assert agents_port.counters.attaches == {"wrong_role": 5}
 
 
 # The agent's settings for its link.
@@ -452,38 +454,38 @@ async def test_failures_get_a_line_a_second_for_each_reason(
 async def test_a_metered_agent_pings_seldom_and_a_slower_server_wins(
     metered: bool, configured: float, welcomed: float, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_door() as door:
-        limits = dataclasses.replace(door.limits, ping_interval_seconds=configured)
+    async with open_agents_port() as agents_port:
+        limits = dataclasses.replace(agents_port.limits, ping_interval_seconds=configured)
         settings = AttachSettings(pki.TRUST_DOMAIN, 100, limits)
         pool = CreditPool(limits.credit_pool)
-        door.attachments = SessionAcceptor(
+        agents_port.acceptor = SessionAcceptor(
             settings,
-            door.nodes,
+            agents_port.nodes,
             pool,
-            door.nursery,
-            door.counters,
-            credential_watch=door.standing,
-            refusals=door.refusals,
+            agents_port.nursery,
+            agents_port.counters,
+            credential_watch=agents_port.watch,
+            refusals=agents_port.refusals,
             trust_bundle=bytes,
         )
-        agent = await door.attach("edge1", metered=metered)
+        agent = await agents_port.attach("edge1", metered=metered)
         assert agent.attempt.welcome.ping_interval_ms == welcomed * 1000
 
 
 async def test_an_idle_metered_link_lives_by_its_few_pings(autojump_clock: trio.testing.MockClock) -> None:
-    async with open_door() as door:
-        agent = await door.attach("edge1", metered=True)
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("edge1", metered=True)
         await trio.sleep(3600)
-        assert agent.link.attached and door.link_of("edge1").attached
+        assert agent.link.attached and agents_port.link_of("edge1").attached
         assert len(agent.carrier.packets) < 60
 
 
 async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_door() as door:
-        agent = await door.attach("edge1", max_bytes_per_second=10_000)
-        stream = await door.open("edge1")
+    async with open_agents_port() as agents_port:
+        agent = await agents_port.attach("edge1", max_bytes_per_second=10_000)
+        stream = await agents_port.open("edge1")
         (far,) = agent.link.streams.values()
         start = trio.current_time()
         received = 0
@@ -491,7 +493,7 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         async def send() -> None:
             await stream.send_all(bytes(100_000))
 
-        door.nursery.start_soon(send)
+        agents_port.nursery.start_soon(send)
         while received < 100_000:
             received += len(await far.receive_some())
         assert 9 < trio.current_time() - start < 11
@@ -500,5 +502,5 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         while received < 100_000:
             received += len(await stream.receive_some())
         assert trio.current_time() - start < 11
-        assert door.link_of("edge1").attached
+        assert agents_port.link_of("edge1").attached
         stream.reset(Reason.USER_LEFT)

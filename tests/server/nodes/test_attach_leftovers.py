@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from tests.resume.site import open_site
 from tests.resume.test_resume import lose_all
-from tests.server.nodes.test_attach import Door, open_door
+from tests.server.nodes.test_attach import AgentsPort, open_agents_port
 from tests.server.nodes.test_attach_budget import USER
 from tests.support.fakes.garbage import collected, no_collector  # noqa: F401 - a fixture
 from tunnel_core.reasons import Reason, Refused
@@ -22,9 +22,9 @@ from tunnel_server.auth.revocation_list import RevocationKind
 pytestmark = pytest.mark.usefixtures("no_collector")
 
 
-async def come_and_go(door: Door) -> None:
-    agent = await door.attach("edge1")
-    stream = await door.open("edge1")
+async def come_and_go(agents_port: AgentsPort) -> None:
+    agent = await agents_port.attach("edge1")
+    stream = await agents_port.open("edge1")
     for one in (stream, *agent.link.streams.values()):
         one.reset(Reason.USER_LEFT)
     agent.link.end(Reason.AGENT_STOPPING)
@@ -32,44 +32,44 @@ async def come_and_go(door: Door) -> None:
     del agent.link  # the fake has a callback that leads back to itself
 
 
-async def lose_the_carrier(door: Door) -> None:
-    agent = await door.attach("edge1")
+async def lose_the_carrier(agents_port: AgentsPort) -> None:
+    agent = await agents_port.attach("edge1")
     agent.carrier.cut()
     await agent.end()
     del agent.link
 
 
-async def come_in_vain(door: Door, **fields: Any) -> None:
+async def come_in_vain(agents_port: AgentsPort, **changes: Any) -> None:
     with contextlib.suppress(Refused):
-        await door.dial("edge1", **fields).welcomed()
+        await agents_port.dial("edge1", **changes).welcomed()
 
 
-async def be_no_node(door: Door) -> None:
-    await come_in_vain(door, leaf_pem=USER)
+async def be_no_node(agents_port: AgentsPort) -> None:
+    await come_in_vain(agents_port, leaf_pem=USER)
 
 
-async def be_revoked(door: Door) -> None:
-    door.revoke(RevocationKind.NODE, "edge1")
-    await come_in_vain(door)
+async def be_revoked(agents_port: AgentsPort) -> None:
+    agents_port.revoke(RevocationKind.NODE, "edge1")
+    await come_in_vain(agents_port)
 
 
-async def speak_another_version(door: Door) -> None:
-    await come_in_vain(door, version=VERSION + 1)
+async def speak_another_version(agents_port: AgentsPort) -> None:
+    await come_in_vain(agents_port, version=VERSION + 1)
 
 
-async def say_nothing(door: Door) -> None:
-    door.dial("edge1")
+async def say_nothing(agents_port: AgentsPort) -> None:
+    agents_port.dial("edge1")
 
 
-async def only_check(door: Door) -> None:
-    agent = door.dial("edge1")
+async def only_check(agents_port: AgentsPort) -> None:
+    agent = agents_port.dial("edge1")
     await agent.welcomed()
     agent.attempt.abandon()
 
 
-async def be_displaced(door: Door) -> None:
-    for _ in range(door.limits.max_attaches_per_identity + 1):
-        door.dial("edge1")
+async def be_displaced(agents_port: AgentsPort) -> None:
+    for _ in range(agents_port.limits.max_attaches_per_identity + 1):
+        agents_port.dial("edge1")
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ async def be_displaced(door: Door) -> None:
     ],
 )
 async def test_a_server_keeps_nothing_of_a_visit(
-    visit: Callable[[Door], Awaitable[None]], autojump_clock: MockClock
+    visit: Callable[[AgentsPort], Awaitable[None]], autojump_clock: MockClock
 ) -> None:
-    async with open_door() as door:
+    async with open_agents_port() as agents_port:
         for _ in range(3):
             collected()  # what a visit of before has left to the tasks of the test
-            await visit(door)
+            await visit(agents_port)
             await trio.sleep(20)
         assert collected() == {}
 

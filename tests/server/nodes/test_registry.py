@@ -91,7 +91,7 @@ def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: 
     assert [reason for reason, _ in old.ended] == [Reason.AGENT_RESTARTED]
 
 
-def test_a_node_says_what_a_request_would_meet(nodes: Nodes) -> None:
+def test_a_node_has_the_category_that_a_request_would_meet(nodes: Nodes) -> None:
     link = attach(nodes, "edge-7")
     attached_id = nodes.events.last_id
     [node] = nodes.all()

@@ -66,7 +66,7 @@ async def test_two_agents_with_one_bundle_settle_until_one_is_stopped(
                 await first.line("attached to", after=so_far)
 
 
-async def test_an_agent_that_is_killed_and_restarted_is_let_in_each_time(tmp_path: Path) -> None:
+async def test_an_agent_that_is_killed_and_restarted_attaches_each_time(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.write()
     with trio.fail_after(DEADLINE_SECONDS):

@@ -39,8 +39,8 @@ class Files:
         self.ahead = timedelta()
         self.certificates = ServerCertificates(self.config, "h2", lambda: now() + self.ahead)
         self.authority = ServerAuthority(self.config)
-        self.standing: CredentialWatch = credential_watch()
-        self.reload = Reload(self.certificates, self.authority, self.standing)
+        self.watch: CredentialWatch = credential_watch()
+        self.reload = Reload(self.certificates, self.authority, self.watch)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_a_forced_retirement_ends_what_lives_by_the_old_root(files: Files,
     before = load_authority(files.config.data_dir / "ca").issue(Role.USER, "kim").credential.certificate_pem
     ended: list[Refused] = []
     proven = proven_leaf(before, usage=Usage.CLIENT)
-    files.standing.register(proven, ended.append)
+    files.watch.register(proven, ended.append)
     rotating = RotationSteps(files.config)
     for step in (RotationStep.ADD, RotationStep.SWITCH, RotationStep.RETIRE):
         rotating.take(step)

@@ -79,8 +79,8 @@ def test_the_certificate_never_outlives_the_issuing_one(tmp_path: Path) -> None:
     for days, ends in ((0, 1825), (1800, 1826)):  # the issuing certificate's last day
         looked = check_renewal(config, NOW + timedelta(days=days))
         assert looked.renewed is not None
-        renewed_ends = describe(looked.renewed.chain_pem).ends
-        assert abs(renewed_ends - NOW - timedelta(days=ends)) < timedelta(hours=1)
+        description = describe(looked.renewed.chain_pem).ends
+        assert abs(description - NOW - timedelta(days=ends)) < timedelta(hours=1)
         file.write_bytes(looked.renewed.chain_pem)
     with pytest.raises(AuthorityError, match="`qanat-server ca rotate issuing` is due"):
         check_renewal(config, NOW + timedelta(days=1820))

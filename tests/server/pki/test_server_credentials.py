@@ -126,9 +126,9 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
 def test_a_key_that_is_none_is_named_alone_and_with_a_cure(tmp_path: Path, content: bytes) -> None:
     tls = files(tmp_path)
     write_private(tls.key_file, content)
-    sentence = complaint(tls)
-    assert sentence.startswith(f"{tls.key_file} holds no private key (PEM) that can be read: put the key of")
-    assert "trust.pem" not in sentence
+    output = complaint(tls)
+    assert output.startswith(f"{tls.key_file} holds no private key (PEM) that can be read: put the key of")
+    assert "trust.pem" not in output
 
 
 @pytest.mark.parametrize("name", ["server.pem", "trust.pem"])
@@ -138,9 +138,9 @@ def test_a_file_that_is_damaged_behind_its_first_certificate_is_named_alone(
     tls = files(tmp_path)
     file = tmp_path / name
     file.write_bytes(file.read_bytes() + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    sentence = complaint(tls)
+    output = complaint(tls)
     others = {"server.pem", "trust.pem", "server.key"} - {name}
-    assert name in sentence and not any(other in sentence for other in others)
+    assert name in output and not any(other in output for other in others)
 
 
 def test_an_end_within_thirty_days_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -88,10 +88,10 @@ async def test_access_by_a_renewal_ends_with_its_origin(tmp_path: Path) -> None:
     ended: list[str] = []
     async with opened(tmp_path) as store:
         await family(store)
-        standing = credential_watch(store.revoked, Clock())
+        watch = credential_watch(store.revoked, Clock())
         ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
         for serial in ("c", "d"):
-            standing.register(
+            watch.register(
                 VerifiedCertificate(KIM, serial, ends), lambda refused: ended.append(refused.detail)
             )
         await store.revoke(Revokes.SERIAL, "a", "uid-0")

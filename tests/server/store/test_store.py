@@ -200,11 +200,11 @@ async def test_users_and_serials(tmp_path: Path) -> None:
         ):
             assert store.revoked.covers(identity, serial) == out
         ends = datetime.datetime.max.replace(tzinfo=datetime.UTC)
-        standing = credential_watch(store.revoked, Clock())
+        watch = credential_watch(store.revoked, Clock())
         with pytest.raises(Refused) as caught:
-            standing.require(VerifiedCertificate(kim, "1", ends))
+            watch.require(VerifiedCertificate(kim, "1", ends))
         assert caught.value.reason is Reason.REVOKED
-        standing.require(VerifiedCertificate(other, "1", ends))
+        watch.require(VerifiedCertificate(other, "1", ends))
         again = certificate("kim", role=Role.USER)
         await store.record(again)
         assert not store.revoked.covers(kim, again.facts.serial)

@@ -63,7 +63,7 @@ class TokensAndRevocations(RuleBasedStateMachine):
         self.connection.execute("PRAGMA synchronous = OFF")
         self.memory = revocations.load(self.connection)
         self.now = 1_000_000
-        self.step = 0  # the order of things, whatever the clock says
+        self.step = 0  # the order of events, independent of the clock
         self.revoked: dict[str, int] = {}
         self.all_given: list[Given] = []
 

@@ -85,10 +85,10 @@ async def test_work_is_done_in_its_order_in_another_thread(tmp_path: Path) -> No
 
 
 async def test_waiting_writes_are_one_commit(tmp_path: Path) -> None:
-    bench, moments = Bench(tmp_path), []
-    works = [lambda transaction: moments.append(transaction.now)] * 40
+    bench, times = Bench(tmp_path), []
+    works = [lambda transaction: times.append(transaction.now)] * 40
     await bench.run_all(*works)
-    assert moments == [1] * 40
+    assert times == [1] * 40
     bench.connection.close()
 
 
@@ -154,7 +154,7 @@ async def test_cancelled_callers_leave_the_queue_in_order(tmp_path: Path) -> Non
     bench.connection.close()
 
 
-async def test_the_queue_is_bounded_and_the_closed_one_says_so(
+async def test_the_queue_is_bounded_and_a_closed_queue_refuses_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "MAX_WAITING", 3)

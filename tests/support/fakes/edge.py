@@ -77,8 +77,8 @@ class Edge:
     counters: Counters
     records: StreamRecorder
     opener: Opener
-    followers: EventSubscribers
-    standing: CredentialWatch
+    subscribers: EventSubscribers
+    watch: CredentialWatch
     audit: list[AuditLine]
     """The audit lines that the entrances wrote about refused connections and requests."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Edge:
             entrance,
             sections,
             identify=identify,
-            credential_watch=self.standing,
+            credential_watch=self.watch,
             records=self.records,
             limits=HeadLimits(),
             users=users,
@@ -112,10 +112,10 @@ class Edge:
     def api(self, facts: ServerFacts | None = None, wall: Callable[[], datetime] = now) -> Section[Caller]:
         """The API over a store without certificates, unless ``facts`` has another one."""
         facts = facts or ServerFacts(
-            now(), dict, describe_server, self.standing.live_certificates, empty_store()
+            now(), dict, describe_server, self.watch.live_certificates, empty_store()
         )
         entrance = ApiEntrance(
-            self.nodes, self.followers, facts, self.standing, monotonic=trio.current_time, wall=wall
+            self.nodes, self.subscribers, facts, self.watch, monotonic=trio.current_time, wall=wall
         )
         return entrance.section()
 
@@ -148,12 +148,12 @@ async def open_edge(
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
     records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
-    standing = credential_watch(revoked)
-    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=standing)
-    followers = EventSubscribers(Events(now), counters)
+    watch = credential_watch(revoked)
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=watch)
+    subscribers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, followers, standing, audit)
+            edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, audit)
             try:
                 yield edge
             finally:

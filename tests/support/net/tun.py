@@ -2,7 +2,7 @@
 
 With offloads on, the kernel passes up to 64 KiB of a TCP flow as one frame, which it would otherwise
 cut into packets first. So plain Python carries more than a gigabit per second. The virtio header before
-each frame says how to cut it, and is passed to the other end unchanged.
+each frame describes how to cut it, and is passed to the other end unchanged.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def own_sockets(port: int) -> Iterator[socket.socket]:
+def connected_sockets(port: int) -> Iterator[socket.socket]:
     """Return copies of this process's connected sockets that have ``port`` at either end."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - plain numbers are wanted
         try:

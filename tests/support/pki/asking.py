@@ -16,7 +16,7 @@ _DEADLINE_SECONDS = 15
 
 
 @dataclass(frozen=True)
-class Question:
+class EstRequest:
     """A request. ``own`` is a file with a key and its certificate chain.
 
     An iterator as ``body`` is sent in chunks.
@@ -43,24 +43,24 @@ class Answer:
         return self.body.decode().partition(":")[0]
 
 
-async def ask(issuing: Issuing, question: Question) -> Answer:
+async def ask(issuing: Issuing, request: EstRequest) -> Answer:
     """Send the request and return the answer. The client trusts the server's root only.
 
     Cancelled, a thread ends the exchange on its own.
     """
-    return await trio.to_thread.run_sync(_ask, issuing, question, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(_ask, issuing, request, abandon_on_cancel=True)
 
 
-def _ask(issuing: Issuing, question: Question) -> Answer:
+def _ask(issuing: Issuing, request: EstRequest) -> Answer:
     context = ssl.create_default_context(cafile=issuing.roots)
-    if question.own is not None:
-        context.load_cert_chain(question.own)
+    if request.own is not None:
+        context.load_cert_chain(request.own)
     port = int(issuing.address.rpartition(":")[2])
     connection = http.client.HTTPSConnection("localhost", port, timeout=_DEADLINE_SECONDS, context=context)
-    chunked = not isinstance(question.body, bytes)
+    chunked = not isinstance(request.body, bytes)
     try:
         connection.request(
-            question.method, question.path, question.body, dict(question.headers), encode_chunked=chunked
+            request.method, request.path, request.body, dict(request.headers), encode_chunked=chunked
         )
         answer = connection.getresponse()
         headers = {name.lower(): value.lower() for name, value in answer.getheaders()}

@@ -101,7 +101,7 @@ async def open_issuing(
     async with open_edge(store.revoked) as edge:
         signers = [Signer(pki.authority(), leaf.roots_pem)]
         enrolment = Enrolment(
-            replace(settings, **changes), lambda: signers[-1], store, edge.standing, trio.current_time
+            replace(settings, **changes), lambda: signers[-1], store, edge.watch, trio.current_time
         )
         est = EstEntrance(
             enrolment,

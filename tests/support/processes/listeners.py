@@ -118,11 +118,11 @@ async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[
         edge.attach("edge1", echo)
         signer = Signer(pki.authority(), pki.server_leaf().roots_pem)
         settings = EnrolmentSettings(pki.TRUST_DOMAIN, 3600.0, 1800.0, renews_only_own=False)
-        enrolment = Enrolment(settings, lambda: signer, store, edge.standing, trio.current_time)
+        enrolment = Enrolment(settings, lambda: signer, store, edge.watch, trio.current_time)
         est = EstEntrance(
             enrolment, lambda: PublicAddresses(TRUST_DOMAIN, ("localhost:1",), ("localhost:2",)), now
         )
-        facts = ServerFacts(now(), dict, describe_server, edge.standing.live_certificates, store)
+        facts = ServerFacts(now(), dict, describe_server, edge.watch.live_certificates, store)
         without_server = Actions.without_server(config, store)
         admin = AdminEntrance(replace(without_server, nodes=edge.nodes))
         yield edge, [est.section(), edge.api(facts), edge.connect(), admin.section()]

@@ -205,7 +205,7 @@ class Server(Program):
         return json.loads(self.command_line(*arguments, "--json"))
 
     def token(self, node: str = "", **more: Any) -> str:
-        """Make a join token of the running server: for one node, or as ``more`` says."""
+        """Make a join token of the running server: for one node, or with the options ``more``."""
         return str(self.tell("tokens/create", **({"node": node} if node else {}), **more)["token"])
 
     def audit(self, **question: Any) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ async def test_a_request_that_leaves_the_queue_frees_its_place(
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=60), st.sampled_from([0.02, 0.5, 7.0]))
 def test_each_refused_request_gets_a_retry_time_of_its_own(pauses: list[float], spacing: float) -> None:
     clock = trio.testing.MockClock()
-    moments: list[float] = []
+    times: list[float] = []
 
     async def come() -> None:
         line = EnrolmentQueue(pace_seconds=0, return_seconds=spacing)
@@ -67,9 +67,9 @@ def test_each_refused_request_gets_a_retry_time_of_its_own(pauses: list[float], 
                 async with line.turn(0):
                     raise AssertionError("there is no room")
             assert SOONEST_SECONDS <= sent.value.seconds <= LATEST_SECONDS
-            moments.append(trio.current_time() + sent.value.seconds)
+            times.append(trio.current_time() + sent.value.seconds)
 
     trio.run(come, clock=clock)
-    if max(moments) - min(moments) + spacing < LATEST_SECONDS / 2:
-        gaps = [after - before for before, after in itertools.pairwise(moments)]
+    if max(times) - min(times) + spacing < LATEST_SECONDS / 2:
+        gaps = [after - before for before, after in itertools.pairwise(times)]
         assert all(gap >= spacing - 1e-6 for gap in gaps)
