@@ -398,8 +398,8 @@ async def test_forward_refuses_what_is_no_local_address(
         ({}, ""),
     ],
 )
-def test_a_node_has_the_category_that_a_request_would_meet(node: dict[str, Any], told: str) -> None:
-    assert state_of(node) == told
+def test_a_node_has_the_category_that_a_request_would_meet(node: dict[str, Any], shown: str) -> None:
+    assert state_of(node) == shown
 
 
 # the command as a whole

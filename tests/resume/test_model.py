@@ -155,7 +155,7 @@ class World:
         site = self.site
         for node, link in site.nodes.attached():
             assert site.network.owners(link) <= 1, node
-            assert link._protocol.mux.unconfirmed <= LIMITS.max_send_memory
+            assert link._protocol.mux.unacked_bytes <= LIMITS.max_send_memory
             assert link._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
         assert site.acceptor.send_pool.used <= LIMITS.send_pool
         if site.agent.link is not None:

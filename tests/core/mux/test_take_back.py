@@ -78,7 +78,7 @@ def test_a_move_acknowledges_what_the_peer_has() -> None:
     session.move(1, 1.0)
     assert stream.send.acked == 100
     assert sent_frames(session) == [End(1, 100)]
-    assert mux.unconfirmed == mux.retained_bytes == 0
+    assert mux.unacked_bytes == mux.retained_bytes == 0
 
 
 def test_numbers_keep_rising_and_old_ones_acknowledge_nothing() -> None:
@@ -186,7 +186,7 @@ def test_bytes_taken_back_have_their_place_in_the_pool() -> None:
     while sent_frames(session):
         pass
     session.move(0, 1.0)
-    assert pool.used == mux.retained_bytes == 10 * KIB and mux.unconfirmed == 0
+    assert pool.used == mux.retained_bytes == 10 * KIB and mux.unacked_bytes == 0
     while sent_frames(session):
         pass
     assert mux.unacked_bytes == pool.used == 10 * KIB

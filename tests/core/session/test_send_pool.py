@@ -170,7 +170,7 @@ def test_bytes_taken_back_are_retransmitted_and_add_nothing() -> None:
         sender.session.move(0, float(now))
         sender.say()
         assert sender.mux.retained_bytes == full
-        assert sender.mux.unconfirmed == full, "all of it was sent again"
+        assert sender.mux.unacked_bytes == full, "all of it was sent again"
     assert fresh.send.sent == 0
     for _ in range(40):
         sender.acknowledge()

@@ -59,7 +59,7 @@ def test_agents_come_back_to_a_server_that_was_restored_elsewhere(
     server.folder.rename(lost)  # the other machine has nothing but the file
     server.folder.mkdir()
     output = _restore(server, tmp_path / "qanat.tar")
-    assert re.search(r"tokens? that (was|were) open then (is|are) revoked", output)
+    assert re.search(r"tokens? that (was|were) open at the backup (is|are) revoked", output)
     server.start()
     for one in (early, late):
         wait_until(lambda name=one.node: _echoes(server, name), f"{one.node} to be back", deadline_seconds=60)

@@ -23,7 +23,7 @@ SHORT_DAYS = 600 / 86400
 BACK_DATED_SECONDS = 3600.0
 
 
-def life(leaf: bytes) -> float:
+def validity_seconds(leaf: bytes) -> float:
     description = describe(leaf)
     return (description.ends - description.begins).total_seconds() - BACK_DATED_SECONDS
 
