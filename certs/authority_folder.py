@@ -32,8 +32,8 @@ from certs.files import (
     write_private,
     write_public,
 )
-from certs.life import BACK_DATED
 from certs.rotation import Generation, Rotation
+from certs.validity import BACK_DATED
 from certs.x509 import (
     Credential,
     describe,

@@ -10,9 +10,9 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from certs.life import BACK_DATED
 from certs.requests import CertificateRequest, require_names
 from certs.signing import LeafProfile, certify_key, make_issuing, make_leaf, make_root
+from certs.validity import BACK_DATED
 from certs.x509 import (
     CertificateFacts,
     Credential,

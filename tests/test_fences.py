@@ -36,7 +36,7 @@ BEHIND_ONE_MODULE = {
 """Foreign libraries, and the only modules that may import them."""
 
 DECISIONS = [
-    "certs.life",
+    "certs.validity",
     "certs.rotation",
     "certs.token",
     "tunnel_agent.config",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from certs.life import ValidityPeriod, is_late
+from certs.validity import ValidityPeriod, is_late
 from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
 from tunnel_core.cli.command_line import printable

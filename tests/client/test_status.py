@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from certs.life import ValidityPeriod
+from certs.validity import ValidityPeriod
 from tests.client.test_commands import GONE, NODE, inside
 from tests.support.fakes.scripted_server import FakeServer, fake_server
 from tests.support.pki.authority import write_user_bundle

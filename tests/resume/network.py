@@ -95,4 +95,4 @@ class Network:
 
     def owners(self, link: Session) -> int:
         """Return how many carriers move the packets of this session."""
-        return sum(getattr(end.port, "_link", None) is link for end in self.ends)
+        return sum(end.port is link for end in self.ends)

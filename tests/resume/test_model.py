@@ -154,7 +154,7 @@ class World:
     def check(self) -> None:
         site = self.site
         for node, link in site.nodes.attached():
-            assert site.network.owners(link) <= 1, node
+            assert site.network.owners(link) == (link.lost is None), node
             assert link._protocol.mux.unacked_bytes <= LIMITS.max_send_memory
             assert link._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
         assert site.acceptor.send_pool.used <= LIMITS.send_pool

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from certs.bundle import Bundle, BundleError, read_bundle
-from certs.life import ValidityPeriod, life_of
+from certs.validity import ValidityPeriod, validity_of
 from tunnel_agent.checks import REJOIN
 from tunnel_core.humanize import as_minute
 
@@ -72,7 +72,7 @@ class BundleWatcher:
 
 def _validity(bundle: Bundle) -> ValidityPeriod | None:
     try:
-        return life_of(bundle.chain_pem)
+        return validity_of(bundle.chain_pem)
     except ValueError:
         return None
 

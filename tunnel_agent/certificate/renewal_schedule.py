@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from certs.life import ValidityPeriod
+from certs.validity import ValidityPeriod
 
 POLL_SECONDS = 5.0
 """How often the agent reads the clock and the file's state, which takes some ten microseconds."""

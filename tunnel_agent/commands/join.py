@@ -15,7 +15,7 @@ import click
 import trio
 
 from certs.bundle import Bundle
-from certs.life import life_of
+from certs.validity import validity_of
 from tunnel_agent.certificate.node_places import Files
 from tunnel_agent.checks import CheckFailed, CheckResult
 from tunnel_agent.commands.check import print_result
@@ -173,7 +173,7 @@ def _next_steps(node: str, files: Files, config: AgentConfig) -> list[str]:
 
 
 def _as_text(joined: Joined, bundle: Bundle, files: Files, config: AgentConfig) -> str:
-    node, validity = bundle.identity.name, life_of(bundle.chain_pem)
+    node, validity = bundle.identity.name, validity_of(bundle.chain_pem)
     notes = "".join(f"{note}\n\n" for note in joined.notes)
     steps = "\n".join(f"  {step}" for step in _next_steps(node, files, config))
     ends = as_minute(validity.ends)
@@ -198,7 +198,7 @@ def _as_json(joined: Joined, files: Files, config: AgentConfig, results: list[Ch
         answer |= {
             "node": node,
             "identity": str(joined.bundle.identity),
-            "ends": as_iso(life_of(joined.bundle.chain_pem).ends),
+            "ends": as_iso(validity_of(joined.bundle.chain_pem).ends),
             "bundle": str(files.bundle),
             "config": str(files.config),
             "agents": list(joined.bundle.agents),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import trio
 
-from certs.life import life_of
+from certs.validity import validity_of
 from tunnel_agent.certificate.renew import renew
 from tunnel_agent.checks import CheckFailed
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of, json_option
@@ -43,7 +43,7 @@ def command(config: Path | None, bundle: Path | None, as_json: bool) -> None:
         reason = Reason[failure.reason.upper()] if failure.reason else None
         code = exit_code_of(reason) if reason else ExitCode.FAILED
         raise CommandError(code, f"{failure.detail}; {failure.fix}", reason=reason) from None
-    validity = life_of(renewed.bundle.chain_pem)
+    validity = validity_of(renewed.bundle.chain_pem)
     if as_json:
         answer = {"identity": str(renewed.bundle.identity), "serial": validity.serial}
         print_json({**answer, "ends": as_iso(validity.ends), "server": renewed.server})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from certs.life import life_of
+from certs.validity import validity_of
 from tunnel_agent.certificate.est_client import JoinPage, join_page
 from tunnel_agent.certificate.node_files import place_of_bundle, require_replaceable, require_writable
 from tunnel_agent.certificate.trust import verifying_context_without_dates
@@ -57,7 +57,7 @@ def check_renewal(installation: Installation) -> CheckResult:
     except CheckFailed as failure:
         return failure.as_result("renewal")
     try:
-        due = life_of(bundle.chain_pem).renewal(0.5)
+        due = validity_of(bundle.chain_pem).renewal(0.5)
     except ValueError as error:
         return CheckResult("renewal", Verdict.SKIP, f"the certificate's dates cannot be read: {error}")
     return CheckResult("renewal", Verdict.PASS, f"about {as_minute(due)}, at {', '.join(bundle.https)}")

@@ -18,8 +18,8 @@ from datetime import datetime
 from certs.authority_folder import chown_like
 from certs.bundle import Bundle
 from certs.files import remove_interrupted, remove_staged, write_public
-from certs.life import life_of
 from certs.token import Token, TokenMistyped, find_token
+from certs.validity import validity_of
 from tunnel_agent.certificate.node_files import (
     cannot_write,
     find_bundle,
@@ -155,7 +155,7 @@ class Joining:
         bundle = find_bundle(self._files)
         if bundle is None:
             return ""
-        name, ends = bundle.identity.name, life_of(bundle.chain_pem).ends
+        name, ends = bundle.identity.name, validity_of(bundle.chain_pem).ends
         if self._again and bundle.key_pem != unfinished_key(self._files):
             self._usual_name = (name, "this machine's name at its earlier join")
             return ""
@@ -223,7 +223,7 @@ class Joining:
         bundle = bundle_of(self._contact, signing_request, leaf, identity)
         save_bundle(self._files.bundle, bundle)
         self._bundle = bundle
-        return f"{identity}, until {as_minute(life_of(bundle.chain_pem).ends)}"
+        return f"{identity}, until {as_minute(validity_of(bundle.chain_pem).ends)}"
 
     # After the token.
 

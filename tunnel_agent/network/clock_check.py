@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from certs.life import BACK_DATED
+from certs.validity import BACK_DATED
 from tunnel_agent.checks import CheckFailed
 from tunnel_agent.network.server_path import SET_CLOCK
 from tunnel_core.humanize import as_duration

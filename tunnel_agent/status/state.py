@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from certs.life import ValidityPeriod
+from certs.validity import ValidityPeriod
 from tunnel_agent.status.link_history import LinkHistory, LinkView
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from certs.life import life_of
+from certs.validity import validity_of
 from tunnel_client.access import own_bundle
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, named_bundle, run
@@ -48,4 +48,4 @@ async def _ask_status(dialer: Dialer) -> dict[str, Any]:
 
 def _own(bundle: Path | None) -> UserCertificate | None:
     own = own_bundle(named_bundle(bundle))
-    return UserCertificate(own.identity.name, life_of(own.chain_pem)) if own else None
+    return UserCertificate(own.identity.name, validity_of(own.chain_pem)) if own else None

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any
 from urllib.parse import unquote
 
-from certs.life import is_late
+from certs.validity import is_late
 from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory

@@ -19,7 +19,7 @@ import trio
 from certs import authority_folder
 from certs.ca import AuthorityError, Certified
 from certs.files import KeyFileError, read_public, real_place, write_public
-from certs.life import BACK_DATED
+from certs.validity import BACK_DATED
 from certs.x509 import describe
 from tunnel_core.reasons import Refused
 from tunnel_core.telemetry.logs import log_event

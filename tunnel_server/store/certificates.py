@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from certs.life import ValidityPeriod
 from certs.rotation import CertificateInUse
+from certs.validity import ValidityPeriod
 from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.bundle import Bundle, read_bundle, write_bundle
-from certs.life import BACK_DATED, ValidityPeriod, life_of
+from certs.validity import BACK_DATED, ValidityPeriod, validity_of
 from tests.support.net.listening import tls_server
 from tests.support.pki import authority as pki
 from tunnel_agent.certificate.bundle_watcher import BundleWatcher
@@ -183,7 +183,7 @@ class Loop:
 
 
 def renews_with(folder: Path, bundle: Bundle, to: Path) -> list[str]:
-    staged = folder / f"next-{life_of(bundle.chain_pem).serial}.pem"
+    staged = folder / f"next-{validity_of(bundle.chain_pem).serial}.pem"
     write_bundle(staged, bundle)
     return [sys.executable, "-c", RENEWS, str(staged), str(to)]
 
@@ -194,7 +194,7 @@ async def test_a_due_certificate_is_renewed_and_used(tmp_path: Path) -> None:
     assert loop.state.certificate == bundle.validity
     await loop.run_until(lambda: loop.taken)
     assert loop.taken == [new]
-    assert loop.state.certificate == life_of(new.chain_pem)
+    assert loop.state.certificate == validity_of(new.chain_pem)
     assert loop.started == 1
 
 

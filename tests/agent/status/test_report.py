@@ -12,7 +12,7 @@ from typing import cast
 import h11
 import pytest
 
-from certs.life import ValidityPeriod
+from certs.validity import ValidityPeriod
 from tests.support.fakes import memory_link
 from tunnel_agent.status.page import render
 from tunnel_agent.status.report import as_json, status_of, status_routes

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from certs.bundle import read_bundle
-from certs.life import life_of
+from certs.validity import validity_of
 from tests.support.net.dialling import dial
 from tests.support.net.listening import echo, listening
 from tests.support.processes.cloud import Cloud, Machine, machine, open_cloud
@@ -42,8 +42,8 @@ async def test_a_stream_outlives_the_certificates_under_it(tmp_path: Path) -> No
             async with joined_agent(cloud, edge, "--allow", target) as agent:
                 host, _, port = cloud.ready["tcp"].rpartition(":")
                 stream = await dial(host, int(port))
-                first, renewals, sent = life_of(read_bundle(edge.bundle).chain_pem), 0, 0
-                while renewals < 2 or life_of(read_bundle(edge.bundle).chain_pem).ends == first.ends:
+                first, renewals, sent = validity_of(read_bundle(edge.bundle).chain_pem), 0, 0
+                while renewals < 2 or validity_of(read_bundle(edge.bundle).chain_pem).ends == first.ends:
                     await stream.send_all(b"%04d" % sent)
                     assert await exactly(stream, 4) == b"%04d" % sent
                     sent += 1

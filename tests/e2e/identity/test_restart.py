@@ -56,7 +56,7 @@ async def test_a_node_whose_agent_is_off_is_known_over_a_restart(tmp_path: Path,
             async with site.agent("localhost:1") as back:
                 await again.line("node edge1 attached")
                 code, output = await qanat_server(site, "node", "forget", "edge1")
-                assert (code, "has an agent attached; stop it" in output) == (2, True)
+                assert (code, "has an agent attached; stop that agent" in output) == (2, True)
                 back.signal(signal.SIGTERM)
                 await again.line("node edge1 detached")
             assert (await qanat_server(site, "node", "forget", "edge1"))[0] == 0

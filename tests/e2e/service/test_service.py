@@ -173,7 +173,7 @@ def test_both_come_back_after_a_reboot(machine: SystemdMachine) -> None:
     machine.shut_down()
     # As in an image that is built, where systemd is there and does not run.
     assert "disabled qanat-agent.service" in machine.prepare(AGENT, "service", "uninstall")
-    assert "it starts at the next boot" in machine.prepare(AGENT, "service", "install")
+    assert "the service starts at the next boot" in machine.prepare(AGENT, "service", "install")
     machine.boot()
     wait_attached(machine)
     assert status(machine, SERVER)["active"] == status(machine, AGENT)["active"] == "active"

@@ -25,9 +25,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import trio
 
-from certs.life import ValidityPeriod
 from certs.requests import CertificateRequest
 from certs.token import Token, TokenMistyped, parse_token
+from certs.validity import ValidityPeriod
 from certs.x509 import Usage, VerifiedCertificate, describe, proven_leaf
 from tunnel_core.http.head import HttpRefused
 from tunnel_core.identity import Role, SpiffeId

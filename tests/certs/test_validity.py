@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.ca import create_authority
-from certs.life import ValidityPeriod, life_of
+from certs.validity import ValidityPeriod, validity_of
 from certs.x509 import describe
 from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
@@ -30,7 +30,7 @@ def test_the_dates_are_those_that_the_library_reads(now: datetime.datetime, days
     authority = create_authority("test.internal", now=now).authority
     chain = authority.issue(Role.NODE, "edge1", days=min(days, 1800), now=now).chain_pem
     description = describe(chain)
-    assert life_of(chain) == ValidityPeriod(description.serial, description.begins, description.ends)
+    assert validity_of(chain) == ValidityPeriod(description.serial, description.begins, description.ends)
 
 
 @given(st.data())
@@ -42,7 +42,7 @@ def test_a_damaged_certificate_is_read_or_refused(data: st.DataObject) -> None:
         der[data.draw(st.integers(0, 200))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.none() | st.integers(0, len(der)))
     try:
-        life_of(ssl.DER_cert_to_PEM_cert(bytes(der[:cut])).encode())
+        validity_of(ssl.DER_cert_to_PEM_cert(bytes(der[:cut])).encode())
     except ValueError:
         return
 
@@ -50,13 +50,13 @@ def test_a_damaged_certificate_is_read_or_refused(data: st.DataObject) -> None:
 @pytest.mark.parametrize("text", [b"", b"-----BEGIN CERTIFICATE-----\nAA=A\n-----END CERTIFICATE-----\n"])
 def test_text_that_is_no_certificate_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        life_of(text)
+        validity_of(text)
 
 
 @pytest.mark.parametrize("seconds", [60.0, 3600.0, 30 * 86400.0])
 def test_a_back_dated_certificate_is_renewed_at_two_thirds_of_the_rest(seconds: float) -> None:
     leaf = pki.authority().issue(Role.NODE, "edge1", days=seconds / 86400, now=NOW)
-    validity = life_of(leaf.chain_pem)
+    validity = validity_of(leaf.chain_pem)
     assert validity.issued == NOW
     assert validity.seconds() == seconds
     at = [(validity.renewal(chance) - NOW).total_seconds() / seconds for chance in (0.0, 0.5, 1.0)]
@@ -69,5 +69,5 @@ def test_a_certificate_that_was_not_back_dated_is_renewed_at_two_thirds() -> Non
 
 
 def test_reading_dates_loads_no_library() -> None:
-    program = "import sys, certs.life; sys.exit('cryptography' in sys.modules)"
+    program = "import sys, certs.validity; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0  # noqa: S603

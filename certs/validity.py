@@ -57,7 +57,7 @@ def is_late(begins: datetime, ends: datetime, now: datetime) -> bool:
     return now >= begins + (ends - begins) * _LATE_AT
 
 
-def life_of(chain_pem: bytes) -> ValidityPeriod:
+def validity_of(chain_pem: bytes) -> ValidityPeriod:
     """Return the validity of the first certificate of a chain (PEM). Raises ``ValueError``."""
     found = _BLOCK.search(chain_pem)
     if found is None:
