@@ -355,7 +355,7 @@ def test_tests_named_beside_the_points_exist(page: str) -> None:
         for path in ROOT.glob("tests/**/test_*.py")
         for name in re.findall(r"def (test_\w+)", path.read_text())
     )
-    rows = table_under(ROOT / f"docs/{page}.md", "## Points that bite, and their tests")
+    rows = table_under(ROOT / f"docs/{page}.md", "## Pitfalls and their tests")
     assert len(rows) > 20
     for _, covered in rows:
         named = {Path(path).stem for path in re.findall(r"`((?:tests/)?[\w/]*test_\w+)`", covered)}

@@ -50,7 +50,6 @@ DECISIONS = [
     "tunnel_agent.certificate.renewal_schedule",
     "tunnel_agent.network.route_change",
     "tunnel_agent.targets.policy",
-    "tunnel_client.words",
     "tunnel_core.congestion.send_budget",
     "tunnel_agent.attach.failover_policy",
     "tunnel_core.congestion.token_bucket",

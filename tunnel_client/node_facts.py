@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tunnel_client import words
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.dial import Dialer
 from tunnel_core.cli.tables import Row, Table
+from tunnel_core.humanize import length_of, milliseconds_of, size_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory, category_of_word
 
@@ -82,7 +82,7 @@ def node_row(node: Item) -> Row:
     return (
         text_of(node, "name"),
         state_of(node),
-        words.milliseconds(node.get("round_trip_ms")),
+        milliseconds_of(node.get("round_trip_ms")),
         text_of(node, "streams"),
         ", ".join(
             f"{text_of(service, 'name')} ({text_of(service, 'protocol')})"
@@ -98,11 +98,11 @@ def state_of(node: Item) -> str:
     """Return the state in words: ``attached 3m``, ``degraded, silent 9s``, ``gone 2h ping_timeout``."""
     match node.get("state"):
         case "degraded":
-            parts = ["degraded, silent", words.duration(node.get("silent_seconds"))]
+            parts = ["degraded, silent", length_of(node.get("silent_seconds"))]
         case "gone" if node.get("last_seen", "") is None:
             parts = ["never attached"]
         case _:
-            duration = words.duration(node.get("seconds"))
+            duration = length_of(node.get("seconds"))
             parts = [text_of(node, "state"), duration, text_of(node, "last_reason")]
     if node.get("revoked") and node.get("last_reason") != "revoked":
         parts.append("revoked")
@@ -115,7 +115,7 @@ def stream_row(stream: Item) -> Row:
     """Return the row of a stream in the table ``STREAMS``."""
     return (
         *(text_of(stream, key) for key in ("id", "node", "user")),
-        words.duration(stream.get("age_seconds")),
+        length_of(stream.get("age_seconds")),
         *traffic_of(stream),
         text_of(stream, "target"),
         text_of(stream, "entrance"),
@@ -137,4 +137,4 @@ def service_rows(node: Item) -> list[Row]:
 
 def traffic_of(item: Item) -> tuple[str, str]:
     """Return the received and sent bytes in readable form."""
-    return words.size(item.get("bytes_in")), words.size(item.get("bytes_out"))
+    return size_of(item.get("bytes_in")), size_of(item.get("bytes_out"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunnel_client import words
 from tunnel_client.node_facts import (
     SERVICES,
     STREAMS,
@@ -18,7 +17,7 @@ from tunnel_client.node_facts import (
 )
 from tunnel_core.cli.tables import Row, Table, facts_of, lines_of
 from tunnel_core.cli.terminal import line_width
-from tunnel_core.humanize import minute_of, moment_of
+from tunnel_core.humanize import length_of, milliseconds_of, minute_of, moment_of
 
 EVENTS = Table(("time", "node", "event", "reason", "detail"))
 _OF_ONE_NODE = Table(("time", "event", "reason", "detail"))
@@ -55,7 +54,7 @@ def _facts(node: Item) -> Iterator[tuple[str, str]]:
     yield "last seen", _last_seen(node)
     yield "address", text_of(node, "address")
     yield "software", text_of(node, "software")
-    yield "round trip", words.milliseconds(node.get("round_trip_ms"))
+    yield "round trip", milliseconds_of(node.get("round_trip_ms"))
     received, sent = traffic_of(node)
     yield "traffic", f"{received} in, {sent} out, {text_of(node, 'streams') or '0'} streams"
     yield "certificate", _certificate(node)
@@ -67,7 +66,7 @@ def _since(moment: object) -> str:
 
 
 def _last_seen(node: Item) -> str:
-    shown, silent = moment_of(node.get("last_seen")), words.duration(node.get("silent_seconds"))
+    shown, silent = moment_of(node.get("last_seen")), length_of(node.get("silent_seconds"))
     return f"{shown} ({silent} ago)" if shown and silent else shown
 
 

@@ -12,11 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from certs.validity import ValidityPeriod, is_late
-from tunnel_client import words
 from tunnel_client.node_facts import Item, category_of, items_of, state_of, text_of
 from tunnel_core.cli.command_line import printable
 from tunnel_core.cli.tables import facts_of, flowed
-from tunnel_core.humanize import as_iso, as_minute, minute_of, moment_of, parse_moment
+from tunnel_core.humanize import age_of, as_iso, as_minute, minute_of, moment_of, parse_moment
 from tunnel_core.session.state import GONE, StateCategory
 
 _MAX_WARNINGS = 20
@@ -92,7 +91,7 @@ def lines_of(page: Item, server_name: str, now: datetime, width: int | None = No
 
 def _running(server: Item, now: datetime) -> str:
     started = moment_of(server.get("started"))
-    return f"running since {started} ({words.age(server.get('started'), now)})" if started else ""
+    return f"running since {started} ({age_of(server.get('started'), now)})" if started else ""
 
 
 def _addresses(addresses: object) -> str:

@@ -86,6 +86,27 @@ def as_size(count: int) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
 
 
+def size_of(number: object) -> str:
+    """Return ``as_size`` of a number in JSON; ``0 B`` if it is no number."""
+    return as_size(int(number)) if isinstance(number, int | float) else as_size(0)
+
+
+def length_of(seconds: object) -> str:
+    """Return ``as_length`` of a number in JSON; empty if it is no number."""
+    return as_length(seconds) if isinstance(seconds, int | float) else ""
+
+
+def milliseconds_of(number: object) -> str:
+    """Return ``as_milliseconds`` of a number of milliseconds in JSON; empty if it is no number."""
+    return as_milliseconds(number / 1000) if isinstance(number, int | float) else ""
+
+
+def age_of(text: object, now: datetime) -> str:
+    """Return ``as_length`` of the time since an ISO time in JSON; empty if the text is no time."""
+    then = parse_moment(text)
+    return "" if then is None else as_length((now - then).total_seconds())
+
+
 def ago(seconds: float) -> str:
     """Return the age of an event: ``5 s ago``, ``3 min ago``, ``2 h ago``, ``4 days ago``."""
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.test_fences import modules
 from tunnel_core.humanize import (
+    age_of,
     ago,
     as_duration,
     as_iso,
@@ -17,9 +18,12 @@ from tunnel_core.humanize import (
     as_minute,
     as_moment,
     as_size,
+    length_of,
+    milliseconds_of,
     minute_of,
     moment_of,
     parse_moment,
+    size_of,
 )
 
 NOON = datetime(2026, 1, 1, 12, 0, 3, 123_000, tzinfo=UTC)
@@ -92,6 +96,27 @@ def test_ages(seconds: float, text: str) -> None:
     ],
 )
 def test_figures_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (size_of(150_000), "146 KiB"),
+        (size_of(None), "0 B"),
+        (length_of(187_200), "2d4h"),
+        (length_of(None), ""),
+        (milliseconds_of(0.84), "0.84 ms"),
+        (milliseconds_of(52.3), "52 ms"),
+        (milliseconds_of(None), ""),
+        (age_of("2026-01-01T11:57:00Z", NOON), "3m"),
+        (age_of("2026-01-01T13:00:00+01:00", NOON), "3s"),
+        (age_of("2026-01-01T12:00:09Z", NOON), "0s"),
+        (age_of(None, NOON), ""),
+        (age_of("soon", NOON), ""),
+    ],
+)
+def test_values_of_json(shown: str, expected: str) -> None:
     assert shown == expected
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from tunnel_client import words
 from tunnel_client.api import ask, ask_nodes
 from tunnel_client.commands.options import access, bundle_option, json_option, run
 from tunnel_client.node_facts import (
@@ -24,6 +23,7 @@ from tunnel_client.node_facts import (
     traffic_of,
 )
 from tunnel_core.cli.tables import Row, Table, show_list, wide_option
+from tunnel_core.humanize import age_of, milliseconds_of
 
 _SESSIONS = Table(("session", "node", "age", "rtt", "streams", "in", "out"), ("address", "software"))
 _VERSIONS = Table(("what", "version"))
@@ -111,8 +111,8 @@ def _ask(page: str, bundle: Path | None) -> dict[str, Any]:
 def _session_row(session: Item, now: datetime) -> Row:
     return (
         *(text_of(session, key) for key in ("id", "node")),
-        words.age(session.get("since"), now),
-        words.milliseconds(session.get("round_trip_ms")),
+        age_of(session.get("since"), now),
+        milliseconds_of(session.get("round_trip_ms")),
         text_of(session, "streams"),
         *traffic_of(session),
         *(text_of(session, key) for key in ("address", "software")),
