@@ -111,16 +111,15 @@ class StreamState:
         self.discarding = False  # this end discards what arrives
         self.on_readable: Callable[[], None] = _do_nothing
         self.on_writable: Callable[[], None] = _do_nothing
-        self.on_opened: Callable[[], None] = (
-            _do_nothing  # called once, when the peer has connected to the target
-        )
+        # Called once, when the peer has connected to the target:
+        self.on_opened: Callable[[], None] = _do_nothing
         self.awaits_room = False  # the owner waits for room in ``send``
         self.listed = False  # is in the scheduler's new or old list
         self.deficit = 0
         self.emitted = 0  # control bits that were sent
         self.control_queued = False  # is in the control queue
         self.pending = 0  # control bits to be sent
-        self.done = 0  # control that the peer confirmed
+        self.done = 0  # control bits that the peer acknowledged
 
     # Called by the owner.
 
