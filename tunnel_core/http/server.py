@@ -124,7 +124,6 @@ class HttpConnection(Connection):
 
     def _parse_request(self, head: bytes) -> h11.Request:
         check_raw_head(head)
-
         try:
             request = self._h11.next_event()
         except h11.RemoteProtocolError as error:

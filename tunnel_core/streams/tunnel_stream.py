@@ -102,7 +102,7 @@ class TunnelStream(NowaitStream):
     async def wait_opened(self, wait_left: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
         """Wait until the peer has dialled, or until ``wait_left`` returns because the user has left.
 
-        Raises ``Refused``. Cancellation leaves the stream unchanged.
+        Raises ``Refused``. Cancellation leaves the stream unchanged. One task at a time may wait.
         """
         mux = self._mux
         if mux.opened or mux.recv_reset:

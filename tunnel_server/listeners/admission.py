@@ -80,7 +80,7 @@ class Ticket:
             self._admission.progressed(self)
 
     def begin_work(self) -> None:
-        """Keep the connection from giving way until ``progressed``, because the server works for it."""
+        """Keep the connection from giving way until ``progressed``, while the server works for it."""
         self._admission.no_longer_idle(self)
 
     @contextlib.contextmanager

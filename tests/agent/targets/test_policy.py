@@ -77,6 +77,16 @@ def test_anything_else_is_refused_before_it_is_resolved(entry: str, target: str)
     assert caught.value.reason is Reason.TARGET_NOT_ALLOWED
 
 
+def test_each_policy_decides_for_itself() -> None:
+    """A policy remembers its answers, and a reload makes a new policy."""
+    old, new = policy("10.0.0.0/8:22"), policy("192.168.0.0/16:22")
+    for _ in range(2):
+        assert picks(old, "db.local:22", "10.1.2.3") == ["10.1.2.3"]
+        assert refusal(new, "db.local:22", "10.1.2.3").reason is Reason.TARGET_NOT_ALLOWED
+        assert refusal(old, "10.1.2.3:23").reason is Reason.TARGET_NOT_ALLOWED
+        assert refusal(new, "10.1.2.3:22").reason is Reason.TARGET_NOT_ALLOWED
+
+
 def test_nothing_is_allowed_by_default() -> None:
     assert refusal(policy(), "localhost:80").reason is Reason.TARGET_NOT_ALLOWED
 

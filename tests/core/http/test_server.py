@@ -396,6 +396,10 @@ async def test_an_answer_that_is_not_read_ends_the_connection(
     [
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nHost: x\r\nCONTENT-LENGTH: 3\r\nA: b\r\ncontent-length:3\r\n\r\nabc",
+        b"POST / HTTP/1.1\r\nContent-Length: 3\r\nHost: x\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length:\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3, 3\r\n\r\nabc",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\nabc",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\ncontent-length : 4\r\n\r\nabcd",

@@ -115,6 +115,21 @@ async def test_data_that_waits_undecrypted_survives_send_eof(
     assert rest == 99_990
 
 
+@pytest.mark.parametrize("max_bytes", [1, 7, 20, 30, 16 * 1024, None])
+async def test_reads_of_any_size_leave_nothing_behind(
+    make_pair: Callable[[], Awaitable[Pair]], max_bytes: int | None
+) -> None:
+    """A read that ends at or inside a record must not wait for the network while data waits in OpenSSL."""
+    near, far = await make_pair()
+    for _ in range(3):
+        await near.send_all(b"x" * 20)
+    left = 60
+    with trio.fail_after(5):
+        while left > 0:
+            left -= len(await far.receive_some(max_bytes))
+    assert left == 0
+
+
 async def test_a_connection_cut_without_close_notify_is_broken(
     make_pair: Callable[[], Awaitable[Pair]],
 ) -> None:
@@ -178,8 +193,12 @@ async def test_handshakes_that_share_turns_wait_only_to_compute(
     turns = trio.Lock()
     with trio.fail_after(1):
         async with trio.open_nursery() as nursery:
-            silent, _kept = trio.testing.memory_stream_pair()
-            nursery.start_soon(TlsStream(silent, contexts[0], server_side=True).do_handshake, turns)
+            kept = []
+            for first_bytes in (b"", b"\x16\x03\x01"):
+                slow, far_end = trio.testing.memory_stream_pair()
+                await far_end.send_all(first_bytes)
+                kept.append(far_end)
+                nursery.start_soon(TlsStream(slow, contexts[0], server_side=True).do_handshake, turns)
             await trio.testing.wait_all_tasks_blocked()
             async with trio.open_nursery() as others:
                 for _ in range(5):
@@ -195,9 +214,11 @@ async def test_a_handshake_that_is_cancelled_gives_its_turn_on(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> None:
     turns = trio.Lock()
-    server, _client = trio.testing.memory_stream_pair()
+    server, client = trio.testing.memory_stream_pair()
     async with turns, trio.open_nursery() as nursery:
+        nursery.start_soon(TlsStream(client, contexts[1], server_hostname="localhost").do_handshake)
         nursery.start_soon(TlsStream(server, contexts[0], server_side=True).do_handshake, turns)
         await trio.testing.wait_all_tasks_blocked()
+        assert turns.statistics().tasks_waiting == 1
         nursery.cancel_scope.cancel()
     assert not turns.locked() and not turns.statistics().tasks_waiting

@@ -134,6 +134,43 @@ async def test_a_user_who_leaves_ends_the_wait_for_the_dial(pair: LinkPair) -> N
     near.reset(Reason.USER_LEFT)
 
 
+async def test_a_reset_here_ends_the_wait_for_the_dial(pair: LinkPair) -> None:
+    """A revoked user gets the cause, and the wait for the user's end is over before the next step."""
+    near = pair.server.open(TARGET, user="operator", entrance="connect")
+    await pair.opened.receive()
+    ends: list[str] = []
+
+    async def wait_left() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ends.append("cancelled")
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def revoke() -> None:
+            await trio.sleep(0.01)
+            near.reset(Reason.REVOKED, "kim was revoked")
+
+        with pytest.raises(Refused) as caught:
+            await near.wait_opened(wait_left)
+    assert (caught.value.reason, caught.value.detail) == (Reason.REVOKED, "kim was revoked")
+    assert ends == ["cancelled"]
+
+
+async def test_a_cancelled_wait_for_the_dial_changes_nothing(pair: LinkPair) -> None:
+    near = pair.server.open(TARGET, user="operator", entrance="connect")
+    far = await pair.opened.receive()
+    with trio.move_on_after(0.01) as scope:
+        await near.wait_opened()
+    assert scope.cancelled_caught
+    far.accept("127.0.0.1:22")
+    await near.wait_opened()
+    assert near.address == "127.0.0.1:22"
+    near.reset(Reason.USER_LEFT)
+
+
 async def test_early_data_arrives_with_the_open(pair: LinkPair) -> None:
     near = pair.server.open(TARGET, user="operator", entrance="web", early_data=b"GET / ")
     far = await pair.opened.receive()
