@@ -32,11 +32,11 @@ _HEADERS = 52
 _PACKET_OVERHEAD = 60
 """TLS record, HTTP/2 and gRPC frames, and the fields of a packet."""
 _MEGABIT = 1e6 / 8
-_ACK_AFTER_SECONDS = 0.025
+_CONFIRMED_AFTER_SECONDS = 0.025
 
 
 class Bounding(Protocol):
-    """The part of a controller that an end uses: ``CongestionController`` or ``NoLimit``."""
+    """The part of a controller that an end uses: ``CongestionController`` or ``NoFlightLimit``."""
 
     def reset(self, now: float) -> None: ...
     def sent(self, number: int, size: int, now: float) -> bool: ...
@@ -53,7 +53,7 @@ class Bounding(Protocol):
     def priority_room(self, now: float) -> int: ...
 
 
-class NoLimit:
+class NoFlightLimit:
     """No limit but the session's memory, for comparison with the congestion controller."""
 
     packet_bytes = 1 * MIB
@@ -260,7 +260,7 @@ class Tcp:
 
     def _acknowledged(self, segments: list[_Segment], in_order: int) -> None:
         now = self._clock.now
-        self._heard, self._backoff = now, 1
+        self._timer_started_at, self._backoff = now, 1
         self._acked = max(self._acked, in_order)
         fresh = [segment for segment in segments if not segment.acked]
         for segment in fresh:
@@ -432,8 +432,8 @@ class End:
         self._carrier: Tcp | Wire
         self._clock, self._limits, self._costs, self._window = clock, limits, costs or Costs(), window
         self._offset = clock_offset
-        self._ack_scheduler = AckScheduler(limits, _ACK_AFTER_SECONDS)
-        self._quick: deque[Message] = deque()
+        self._ack_scheduler = AckScheduler(limits, _CONFIRMED_AFTER_SECONDS)
+        self._priority: deque[Message] = deque()
         self._number = self._received = 0
         self._credit = window  # total bulk that the peer takes
         self._bulk_sent, self._granted = 0, window
@@ -549,14 +549,14 @@ class End:
             if self._ack_scheduler.due > now:
                 return None
             self.bare += 1
-            return self._stamped(Sent(0, self._received, 0, False, [], 0, 0))
+            return self._with_ack(Sent(0, self._received, 0, False, [], 0, 0))
         self._number += 1
         self.bulk_left -= bulk
         self._bulk_sent += bulk
         at_once = self.flight.sent(self._number, bulk + 64 * len(messages) + _PACKET_OVERHEAD, now)
-        return self._stamped(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
+        return self._with_ack(Sent(self._number, self._received, 0, at_once, messages, bulk, credit))
 
-    def _stamped(self, packet: Sent) -> Sent:
+    def _with_ack(self, packet: Sent) -> Sent:
         return packet._replace(stamp=self._ack_scheduler.sent())
 
     def _new_grant(self) -> int:
@@ -583,7 +583,7 @@ class Link:
         self.agent.attach(self._tcps[1])
 
     def _end(self, bounded: bool, offset: float) -> End:
-        flight = CongestionController(self.limits, offset) if bounded else NoLimit(self.limits)
+        flight = CongestionController(self.limits, offset) if bounded else NoFlightLimit(self.limits)
         return End(self.clock, flight, self.limits, clock_offset=offset)
 
     def _connect(self) -> tuple[Tcp, Tcp]:
@@ -634,7 +634,7 @@ class Loopback:
         self.server, self.agent = (
             End(
                 self.clock,
-                CongestionController(limits, 0.0) if bounded else NoLimit(limits),
+                CongestionController(limits, 0.0) if bounded else NoFlightLimit(limits),
                 limits,
                 costs=costs,
                 window=window,
