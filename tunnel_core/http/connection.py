@@ -79,7 +79,7 @@ class Connection:
         if self._h11.our_state is not h11.SWITCHED_PROTOCOL:
             raise RuntimeError("switch() needs an accepted CONNECT or upgrade")
         self.has_switched = True
-        return self._h11.trailing_data[0]
+        return self.read_ahead
 
     async def wait_left(self) -> None:
         """Return when the peer has broken the connection; keep the bytes that the peer sends.
@@ -93,7 +93,7 @@ class Connection:
         Cancel the wait when the answer is there. Allow no other receive on this connection meanwhile.
         """
         try:
-            while len(self._h11.trailing_data[0]) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
+            while len(self.read_ahead) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
                 pass
             await self._wait_broken()
         except trio.BrokenResourceError:

@@ -113,7 +113,7 @@ class HttpConnection(Connection):
 
     async def _read_request(self) -> h11.Request | None:
         checked = 0
-        while not ((data := self._h11.trailing_data[0]) and (end := head_end(data, self.limits, checked))):
+        while not ((data := self.read_ahead) and (end := head_end(data, self.limits, checked))):
             checked = len(data)
             if not await self._receive():
                 if data:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -74,8 +74,8 @@ class Counters:
     attaches: Counter[str] = field(default_factory=Counter)
     session_ends: Counter[str] = field(default_factory=Counter)
     node_events: Counter[str] = field(default_factory=Counter)
-    dials: dict[str, Distribution] = field(default_factory=dict)
-    first_bytes: dict[str, Distribution] = field(default_factory=dict)
+    dials: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(Distribution))
+    first_bytes: defaultdict[str, Distribution] = field(default_factory=lambda: defaultdict(Distribution))
 
     def stream_opened(self, entrance: str) -> None:
         """Count a stream whose target was reached."""
@@ -121,17 +121,11 @@ class Counters:
 
     def dialled(self, entrance: str, seconds: float) -> None:
         """Count a dial: at the server from ``open`` to ``opened``, at the agent the dial alone."""
-        label = entrance_label(entrance)
-        if label not in self.dials:
-            self.dials[label] = Distribution()
-        self.dials[label].add(seconds)
+        self.dials[entrance_label(entrance)].add(seconds)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
         """Count the time from the user's first byte to the target's first byte."""
-        label = entrance_label(entrance)
-        if label not in self.first_bytes:
-            self.first_bytes[label] = Distribution()
-        self.first_bytes[label].add(seconds)
+        self.first_bytes[entrance_label(entrance)].add(seconds)
 
     def snapshot(
         self,

@@ -73,11 +73,9 @@ class Opener:
         """
         user_stream = UserStream(self, request)
         self._begin(user_stream, request, early_data)
-        certificate = request.user.certificate
-        watch = self._credential_watch
-        entry = watch.register(certificate, user_stream.revoke) if certificate is not None else None
         try:
-            yield user_stream
+            with self._credential_watch.registered(request.user.certificate, user_stream.revoke):
+                yield user_stream
             await user_stream.stream.aclose()
         except Refused as refused:
             user_stream.fail(refused)
@@ -86,8 +84,6 @@ class Opener:
             user_stream.fail(error)
             raise
         finally:
-            if entry is not None:
-                entry.remove()
             user_stream.record_end()
 
     def _begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> None:

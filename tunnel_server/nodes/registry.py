@@ -286,7 +286,7 @@ class Nodes:
 
         Raises ``Refused(AMBIGUOUS_NAME)`` if ``text`` is the name of one node and the alias of another.
         """
-        named = self._attached.get(text) or self._gone.get(text)
+        named = self._named(text)
         alias = self._by_alias.get(text)
         if alias is None or (named is not None and alias == named.name):
             return named
@@ -323,7 +323,7 @@ class Nodes:
         Raises ``Refused`` with ``UNKNOWN_NODE``, ``REVOKED`` or ``NODE_NOT_ATTACHED``; its detail states the
         cause.
         """
-        node = self._attached.get(name) or self._gone.get(name)
+        node = self._named(name)
         if node is None:
             raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, self.nearest(name)))
         if node.session is None:
