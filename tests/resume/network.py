@@ -94,5 +94,8 @@ class Network:
         return moved
 
     def owners(self, link: Session) -> int:
-        """Return how many carriers move the packets of this session."""
-        return sum(end.port is link for end in self.ends)
+        """Return how many carriers move the packets of this session.
+
+        The attachment is the port until it has sent the last frame of the attach; then the session is.
+        """
+        return sum(end.port is not None and end.port in (link, link.attachment) for end in self.ends)
