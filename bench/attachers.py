@@ -58,7 +58,7 @@ async def _attach(
 
 
 async def _stay(connector: Connector, server: str, task_status: trio.TaskStatus[None]) -> None:
-    async with connector.open_link(server) as session:
+    async with connector.open_session(server) as session:
         task_status.started()
         await session.wait_ended()
     raise SystemExit(f"{session.node} lost its session: {session.ended}")

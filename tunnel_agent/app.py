@@ -84,7 +84,7 @@ class Agent:
         self.serving = self._make_serving()
         self.connector = self._make_connector(bridge)
         self._attach_loop = AttachLoop(
-            self.connector.open_link,
+            self.connector.open_session,
             self.state,
             self.counters,
             max_wait_seconds=installation.config.session.retry_max_seconds,

@@ -47,7 +47,7 @@ class Limits:
     send_pool: int = 256 * MIB
     """Bytes that were sent and are not acknowledged, over all sessions of one process, those in grace
     included."""
-    unconfirmed_seconds: float = 5.0
+    unacked_seconds: float = 5.0
     """Time in which a peer that sends acknowledges nothing, before a short ``send_pool`` may reset its
     streams."""
     max_stream_queue: int = 1 * MIB
@@ -66,7 +66,7 @@ class Limits:
     """Attaches of one identity that are under way. An agent has two, and a check beside it one."""
     ping_interval_seconds: float = 15.0
     missed_pings: int = 2
-    confirm_timeout_seconds: float = 120.0
+    ack_timeout_seconds: float = 120.0
     """Time in which a peer answers pings but acknowledges nothing. Then the peer is at fault, not the
     link."""
     late_seconds: float = 1.0

@@ -69,8 +69,8 @@ async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
     links: list[Session] = []
 
     def used(attempt: Attachment) -> None:
-        assert attempt.steps.hello is not None
-        received_hello, answered, limits = attempt.steps.hello, attempt.welcome, Limits()
+        assert attempt.handshake.hello is not None
+        received_hello, answered, limits = attempt.handshake.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
         links.append(Session(received_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
         links[0].move_to(attempt, 0)

@@ -83,9 +83,9 @@ class Agent:
 
     def _make_link(self, attempt: Attachment) -> Session:
         site = self._site
-        assert attempt.steps.hello is not None
+        assert attempt.handshake.hello is not None
         return Session(
-            attempt.steps.hello,
+            attempt.handshake.hello,
             attempt.welcome,
             opener=False,
             node="edge1",

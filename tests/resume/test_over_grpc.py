@@ -114,7 +114,7 @@ async def attached() -> AsyncIterator[tuple[Nodes, Wire, trio.MemoryReceiveChann
             on_state_change=lambda _: None,
         )
         with trio.fail_after(60):
-            async with connector.open_link(f"localhost:{wire.port}"):
+            async with connector.open_session(f"localhost:{wire.port}"):
                 await there.wait()
                 yield nodes, wire, receive
         nursery.cancel_scope.cancel()

@@ -100,7 +100,7 @@ class Connector:
             self._failover.refresh()
 
     @asynccontextmanager
-    async def open_link(self, server: str) -> AsyncIterator[Session]:
+    async def open_session(self, server: str) -> AsyncIterator[Session]:
         """Attach to ``server`` (``host:port``) and yield the session, which ends with the block.
 
         Lost carriers are replaced meanwhile. Raises ``Refused`` if the attach fails. Cancelled during the
@@ -203,9 +203,9 @@ class Connector:
         self.route.watch(self._first_hop_addresses)
 
     def _make_session(self, attachment: Attachment) -> Session:
-        assert attachment.steps.hello is not None
+        assert attachment.handshake.hello is not None
         return Session(
-            attachment.steps.hello,
+            attachment.handshake.hello,
             attachment.welcome,
             opener=False,
             node=self.bundle.identity.name,

@@ -69,14 +69,14 @@ class AttachLoop:
 
     def __init__(
         self,
-        open_link: OpenSession,
+        open_session: OpenSession,
         state: AgentState,
         counters: Counters,
         *,
         max_wait_seconds: float,
         certificate_problem: Callable[[], tuple[str, bool]] = lambda: ("", False),
     ) -> None:
-        self._open_link = open_link
+        self._open_session = open_session
         self._state = state
         self._counters = counters
         self._max_wait = max_wait_seconds
@@ -125,7 +125,7 @@ class AttachLoop:
                 return None
             self._state.connecting(server)
             try:
-                async with self._open_link(server) as session:
+                async with self._open_session(server) as session:
                     reason, age = await self._stay(server, session)
             except Refused as error:
                 self._counters.attached(error.reason)

@@ -59,11 +59,11 @@ class Attachment:
     def __init__(
         self,
         carrier: Carrier,
-        steps: ServerHandshake | AgentHandshake,
+        handshake: ServerHandshake | AgentHandshake,
         decide: Callable[[Attachment], None] | None = None,
     ) -> None:
         self.carrier = carrier
-        self.steps = steps
+        self.handshake = handshake
         self.peer_address = carrier.peer.address
         self._failure: Refused | None = None
         self.answered_at = math.inf
@@ -73,9 +73,9 @@ class Attachment:
         """Whether the next ``abandon`` leaves the carrier open, until a second one closes it. So the peer
         learns of the move to the new carrier before this carrier closes."""
         self._session: CarriedSession | None = None
-        self._pending: list[Frame] = [steps.hello] if isinstance(steps, AgentHandshake) else []
+        self._pending: list[Frame] = [handshake.hello] if isinstance(handshake, AgentHandshake) else []
         self._bytes_left = (
-            Limits().max_attach_bytes if isinstance(steps, ServerHandshake) else _MAX_WELCOME_BYTES
+            Limits().max_attach_bytes if isinstance(handshake, ServerHandshake) else _MAX_WELCOME_BYTES
         )
         self._received_any = trio.Event()  # the first packet has arrived, or the attach has failed
         self._is_rejecting = False
@@ -144,13 +144,13 @@ class Attachment:
 
         Raises ``Refused`` if the carrier was lost meanwhile; then the session has not changed.
         """
-        assert isinstance(self.steps, AgentHandshake) and self.steps.welcome is not None
+        assert isinstance(self.handshake, AgentHandshake) and self.handshake.welcome is not None
         if self._lost.is_set():
             raise Refused(Reason.CARRIER_LOST, "the carrier broke before it was used")
         self._is_kept = True
-        if not self.steps.welcome.used:
-            self._pending.append(Use(self.steps.hello.attempt, session.received))
-        session.move_to(self, self.steps.welcome.have)
+        if not self.handshake.welcome.used:
+            self._pending.append(Use(self.handshake.hello.attempt, session.received))
+        session.move_to(self, self.handshake.welcome.have)
 
     def carry(self, session: CarriedSession) -> None:
         """Pass received packets to ``session``, which also sends once the attach has sent its last frame."""
@@ -180,8 +180,8 @@ class Attachment:
     @property
     def welcome(self) -> Welcome:
         """The server's welcome. Read it only after ``settle``, or in ``decide``."""
-        assert self.steps.welcome is not None
-        return self.steps.welcome
+        assert self.handshake.welcome is not None
+        return self.handshake.welcome
 
     # Calls of the carrier.
 
@@ -224,20 +224,20 @@ class Attachment:
             self._fail(Refused(Reason.INTERNAL_ERROR))
 
     def _receive(self, frame: Frame) -> None:
-        if isinstance(self.steps, AgentHandshake):
-            self.steps.receive(frame)
+        if isinstance(self.handshake, AgentHandshake):
+            self.handshake.receive(frame)
             if self._decide is not None:
                 self._decide(self)  # at once, because the next packet may be the session's
             self._settled.set()
             return
-        answer = self.steps.receive(frame)
+        answer = self.handshake.receive(frame)
         if isinstance(answer, Rejected):
             self._reject(answer)
             return
         if answer is not None:
             self.answered_at = trio.current_time()
             self._send(answer)
-        if self.steps.use is not None:
+        if self.handshake.use is not None:
             self._join_session()
 
     def _join_session(self) -> None:

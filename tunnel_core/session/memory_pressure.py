@@ -3,7 +3,7 @@
 1. Receive memory. Granted credit cannot be taken back, so the alternative would be to slow down every reader.
    Under pressure, one stream at a time is reset: the largest whose reader took no byte for ``stall_seconds``.
 2. Send memory. While the send pool is short, streams with retained bytes are reset, session by session, where
-   the peer acknowledges nothing. A peer that still sends packets has ``unconfirmed_seconds``; a silent peer,
+   the peer acknowledges nothing. A peer that still sends packets has ``unacked_seconds``; a silent peer,
    or a session without a carrier, has ``stall_seconds``, because most outages last seconds and end before the
    carrier is declared lost.
 """
@@ -63,7 +63,7 @@ async def relieve_pressure(
 
 
 class Retaining(Protocol):
-    """The part of a session that ``UnconfirmedWatch`` uses."""
+    """The part of a session that ``UnackedWatch`` uses."""
 
     node: str
 
@@ -85,7 +85,7 @@ class _Seen(NamedTuple):
     """When the peer began to send packets without acknowledging any."""
 
 
-class UnconfirmedWatch:
+class UnackedWatch:
     """Track how long each session's peer has acknowledged nothing. No clock of its own.
 
     A session is stalled after ``sending_seconds`` if its peer still sends packets, and after
@@ -136,9 +136,9 @@ async def relieve_send_pool(
     Stalled sessions lose their streams with retained bytes, one session after the other, until the pool is no
     longer short. Their other streams continue.
     """
-    watch = UnconfirmedWatch(pool, limits.unconfirmed_seconds, limits.stall_seconds)
+    watch = UnackedWatch(pool, limits.unacked_seconds, limits.stall_seconds)
     while True:
-        await trio.sleep(limits.unconfirmed_seconds / 5)
+        await trio.sleep(limits.unacked_seconds / 5)
         now = trio.current_time()
         for session in watch.find_victims(sessions(), now):
             if not pool.is_short:

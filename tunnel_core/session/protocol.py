@@ -12,7 +12,7 @@ The module has no I/O, clock or randomness: the caller passes the time as ``now`
 3. Every packet carries an ack; ``congestion/acks.py`` decides when a bare ack leaves.
    ``congestion/send_budget.py`` limits what may leave, by the congestion controller and by the rate cap.
 4. ``liveness.py`` decides whether the peer is late or dead. A peer that answers pings but acknowledges
-   nothing for ``confirm_timeout_seconds`` is stalled: that ends the session.
+   nothing for ``ack_timeout_seconds`` is stalled: that ends the session.
 5. Only a numbered ``bye``, once acknowledged, ends a session on purpose.
 """
 
@@ -300,7 +300,7 @@ class SessionProtocol:
             return math.inf
         deadline = min(self._ack_scheduler.due, self.send_budget.due, self.liveness.deadline())
         if self._sent:
-            deadline = min(deadline, self._progress_at + self._limits.confirm_timeout_seconds)
+            deadline = min(deadline, self._progress_at + self._limits.ack_timeout_seconds)
         return min(deadline, self.unanswered_until()) if self.grace_is_short else deadline
 
     def unanswered_until(self) -> float:
@@ -336,7 +336,7 @@ class SessionProtocol:
         if self.grace_is_short and now >= self.unanswered_until():
             raise ProtocolError(Reason.PING_TIMEOUT, "no answer within the grace")
         is_ping_due = self.liveness.check(now)
-        if self._sent and now >= self._progress_at + self._limits.confirm_timeout_seconds:
+        if self._sent and now >= self._progress_at + self._limits.ack_timeout_seconds:
             detail = f"no packet acknowledged for {now - self._progress_at:.0f} s"
             raise ProtocolError(Reason.PEER_STALLED, detail)
         if is_ping_due:

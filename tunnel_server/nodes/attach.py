@@ -1,8 +1,8 @@
 """Accept the carriers of agents: a carrier with a verified node certificate begins or resumes a session.
 
 1. The server refuses an invalid certificate at the call, before it waits for a hello.
-2. An attach in progress holds a connection, so each identity has few (``arrivals.py``). A call without a
-   hello ends after two seconds, unless the call is the newest of its identity.
+2. An attach in progress holds a connection, so each identity has few (``pending_attaches.py``).
+   A call without a hello ends after two seconds, unless the call is the newest of its identity.
 3. The server offers a session only to a node that did not attach too often lately (``attach_budget.py``).
 """
 
@@ -37,7 +37,7 @@ from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
 from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
 from tunnel_server.nodes.announced import checked_hello
-from tunnel_server.nodes.arrivals import PendingAttach, PendingAttaches, identity_of
+from tunnel_server.nodes.pending_attaches import PendingAttach, PendingAttaches, identity_of
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.nodes.sessions import Sessions
 
@@ -209,7 +209,7 @@ class SessionAcceptor:
     def _on_use(self, attachment: Attachment) -> None:
         """Move the session to this carrier. Raises ``Refused`` if the agent's choice comes too late."""
         pending = self._pending.find(attachment)
-        handshake = attachment.steps
+        handshake = attachment.handshake
         assert isinstance(handshake, ServerHandshake)
         assert handshake.hello is not None and handshake.use is not None and pending.certificate is not None
         self._credential_watch.require(pending.certificate)  # it may have been revoked since the hello
@@ -334,7 +334,7 @@ class SessionAcceptor:
             log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
     def _note_abandoned(self, attachment: Attachment, pending: PendingAttach) -> None:
-        if attachment.steps.welcome is not None and pending.held is None:
+        if attachment.handshake.welcome is not None and pending.held is None:
             sentence = f"node {pending.node} may attach, and left; a check does that"
             self._log_of_node(pending.node, "checked", logging.INFO, sentence)
             return

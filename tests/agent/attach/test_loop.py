@@ -64,7 +64,7 @@ class Servers:
         self.given_up = 0
 
     @asynccontextmanager
-    async def open_link(self, server: str) -> AsyncIterator[FakeLink]:
+    async def open_session(self, server: str) -> AsyncIterator[FakeLink]:
         self.attempts.append((trio.current_time(), server))
         await trio.lowlevel.checkpoint()
         answer = next(self._script, None)
@@ -100,7 +100,7 @@ def state_of(*names: str) -> AgentState:
 
 async def attach_until_it_stays(servers: Servers, state: AgentState) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(AttachLoop(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
+        nursery.start_soon(AttachLoop(servers.open_session, state, Counters(), max_wait_seconds=CAP).run)
         await servers.attached.wait()
         await trio.testing.wait_all_tasks_blocked()
         assert state.phase is Phase.IN_SESSION
@@ -202,7 +202,7 @@ async def test_the_state_has_the_time_of_the_next_attempt(
 ) -> None:
     servers, state = Servers(REFUSED), state_of()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(AttachLoop(servers.open_link, state, Counters(), max_wait_seconds=CAP).run)
+        nursery.start_soon(AttachLoop(servers.open_session, state, Counters(), max_wait_seconds=CAP).run)
         await trio.sleep(0.5)
         assert state.phase is Phase.WAITING
         assert state.next_attempt_at - trio.current_time() == pytest.approx(0.5)
@@ -230,7 +230,7 @@ async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one
     caplog.set_level("INFO")
     servers = Servers(*[answer] * 4)
     attach_loop = AttachLoop(
-        servers.open_link,
+        servers.open_session,
         state_of("a:1", "b:1"),
         Counters(),
         max_wait_seconds=CAP,
@@ -249,7 +249,7 @@ async def test_an_agent_that_needs_an_operator_tries_every_five_minutes_with_one
 
 async def test_another_certificate_ends_the_wait(autojump_clock: trio.testing.MockClock) -> None:
     servers = Servers(Refused(Reason.REVOKED, "the name was revoked"))
-    attach_loop = AttachLoop(servers.open_link, state_of(), Counters(), max_wait_seconds=CAP)
+    attach_loop = AttachLoop(servers.open_session, state_of(), Counters(), max_wait_seconds=CAP)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attach_loop.run)
         await trio.sleep(7)
@@ -274,7 +274,7 @@ async def test_a_clock_that_is_behind_is_named_and_tried_again_as_ever(
 ) -> None:
     servers, state = Servers(REFUSED, REFUSED), state_of()
     attach_loop = AttachLoop(
-        servers.open_link,
+        servers.open_session,
         state,
         Counters(),
         max_wait_seconds=CAP,

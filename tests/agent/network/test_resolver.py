@@ -174,7 +174,7 @@ async def test_an_unknown_name_is_reported_as_unknown() -> None:
 async def test_a_link_watches_the_route_to_what_it_dialled() -> None:
     async with open_server() as site:
         connector = connector_of(site, Hosts(NAME, "127.0.0.2", "127.0.0.1").resolve)
-        async with connector.open_link(f"{NAME}:{site.port}"):
+        async with connector.open_session(f"{NAME}:{site.port}"):
             await trio.testing.wait_all_tasks_blocked()
             assert connector.route._change.addresses == ("127.0.0.2", "127.0.0.1")
 

@@ -20,9 +20,9 @@ LIMITS = Limits()
 
 
 def link_of(attempt: Attachment, *, opener: bool) -> Session:
-    assert attempt.steps.hello is not None
+    assert attempt.handshake.hello is not None
     return Session(
-        attempt.steps.hello,
+        attempt.handshake.hello,
         attempt.welcome,
         opener=opener,
         node="edge1",
@@ -92,7 +92,7 @@ async def test_an_attach_is_bounded_over_all_its_packets() -> None:
     sent_hello = one(hello(LIMITS)._replace(services=services))
     assert LIMITS.max_attach_bytes // 2 < len(sent_hello) < LIMITS.max_attach_bytes
     end.receive(sent_hello)
-    assert end.attempt.steps.welcome is not None, "that much is read"
+    assert end.attempt.handshake.welcome is not None, "that much is read"
     end.receive(bytes(LIMITS.max_attach_bytes - len(sent_hello) + 1))
     with pytest.raises(Refused, match="received more bytes than an attach needs"):
         await end.attempt.settle(1)

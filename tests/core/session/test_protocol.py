@@ -258,7 +258,7 @@ def test_the_round_trip_in_a_ping_has_a_bound() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_arrival_stamp_of_a_peer_breaks_the_controller(seed: int) -> None:
-    chosen, ends = random.Random(seed), Ends(Limits(confirm_timeout_seconds=math.inf))  # noqa: S311
+    chosen, ends = random.Random(seed), Ends(Limits(ack_timeout_seconds=math.inf))  # noqa: S311
     server, stream = ends.server, ends.server_mux.open(REQUEST._replace(credit=2**63))
     stream.send.limit = 2**63
     for number in range(300):

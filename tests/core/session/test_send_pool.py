@@ -11,7 +11,7 @@ from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.mux.mux import Mux
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
-from tunnel_core.session.memory_pressure import UnconfirmedWatch, relieve_send_pool
+from tunnel_core.session.memory_pressure import UnackedWatch, relieve_send_pool
 from tunnel_core.session.profiles import profile_of
 from tunnel_core.session.protocol import SessionProtocol
 from tunnel_core.session.statistics import SessionStatistics
@@ -202,7 +202,7 @@ def test_a_session_that_acknowledges_nothing_is_reset_while_memory_is_short() ->
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
     assert pool.is_short
-    watch = UnconfirmedWatch(pool, 5, 30)
+    watch = UnackedWatch(pool, 5, 30)
     assert watch.find_victims(senders, 0) == []
     senders[3].acknowledge()
     assert watch.find_victims(senders, 4.9) == []
@@ -214,7 +214,7 @@ def test_a_session_that_acknowledges_nothing_is_reset_while_memory_is_short() ->
 def test_no_session_is_reset_while_there_is_memory() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 9)
-    watch = UnconfirmedWatch(pool, 5, 30)
+    watch = UnackedWatch(pool, 5, 30)
     assert watch.find_victims(senders, 0) == watch.find_victims(senders, 1000) == []
 
 
@@ -223,7 +223,7 @@ def test_a_short_outage_ends_nothing() -> None:
     senders = greedy(pool, 40)
     away, silent, *others = senders
     away.attached, silent.is_silent = False, True
-    watch = UnconfirmedWatch(pool, 5, 30)
+    watch = UnackedWatch(pool, 5, 30)
     for now in (0, 5.1):
         assert not {away, silent} & set(watch.find_victims(senders, now))
     assert set(watch.find_victims(senders, 6)) == set(others)
@@ -236,7 +236,7 @@ def test_a_short_outage_ends_nothing() -> None:
 def test_to_come_and_go_holds_no_memory_for_ever() -> None:
     pool = SendPool(LIMITS.send_pool)
     senders = greedy(pool, 40)
-    watch = UnconfirmedWatch(pool, 5, 30)
+    watch = UnackedWatch(pool, 5, 30)
     for now in range(30):
         senders[0].attached = bool(now % 4)
         assert senders[0] not in watch.find_victims(senders, now)

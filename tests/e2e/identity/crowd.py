@@ -145,7 +145,7 @@ class Member:
         )
 
     async def _stay(self, connector: Connector, task_status: trio.TaskStatus[None]) -> None:
-        async with connector.open_link(self._crowd.agents) as self._link:
+        async with connector.open_session(self._crowd.agents) as self._link:
             task_status.started()
             await self._link.wait_ended()
         raise SystemExit(f"{self._link.node} lost its session: {self._link.ended}")

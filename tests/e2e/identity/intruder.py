@@ -44,7 +44,7 @@ async def main(server: str, what: str, *bundles: str) -> None:
 
 
 async def _steal(bridge: Bridge, mine: Bundle, victims: Bundle, server: str) -> None:
-    async with _connector(bridge, victims).open_link(server) as link:
+    async with _connector(bridge, victims).open_session(server) as link:
         session, secret = link.welcome.session, link.welcome.secret
         await _try(bridge, mine, server, session, SessionSecret())
         await _try(bridge, mine, server, session, secret)

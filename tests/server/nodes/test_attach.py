@@ -62,9 +62,9 @@ class Agent:
         self.use(limits)
 
     def use(self, limits: Limits) -> None:
-        assert self.attempt.steps.hello is not None
+        assert self.attempt.handshake.hello is not None
         self.link = Session(
-            self.attempt.steps.hello,
+            self.attempt.handshake.hello,
             self.attempt.welcome,
             opener=False,
             node="edge1",

@@ -85,8 +85,8 @@ async def attach_links(
     has_begun = trio.Event()
 
     def on_used(attachment: Attachment) -> None:
-        assert attachment.steps.hello is not None
-        begun.append(_session(attachment.steps.hello, offer, limits, opener=True))
+        assert attachment.handshake.hello is not None
+        begun.append(_session(attachment.handshake.hello, offer, limits, opener=True))
         begun[0].move_to(attachment, 0)
         has_begun.set()
 

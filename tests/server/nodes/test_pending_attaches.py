@@ -225,7 +225,7 @@ class RealAgentsPort:
 
     async def attach(self, leaf: Leaf) -> Attachment:
         attempt = await self.attempt(leaf)
-        received_hello, pool = attempt.steps.hello, CreditPool(self.limits.credit_pool)
+        received_hello, pool = attempt.handshake.hello, CreditPool(self.limits.credit_pool)
         assert received_hello is not None
         link = Session(
             received_hello, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool
