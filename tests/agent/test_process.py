@@ -33,15 +33,15 @@ COMMAND = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; en
 class Rig:
     """A running agent, the server's end of its session, and a target that it may dial."""
 
-    def __init__(self, process: trio.Process, link: Session, target: str, config: Path, ops: str) -> None:
+    def __init__(self, process: trio.Process, session: Session, target: str, config: Path, ops: str) -> None:
         self.process = process
-        self.link = link
+        self.session = session
         self.target = target
         self.config = config
         self.ops = ops
 
     async def open(self, target: str = "") -> TunnelStream:
-        stream = self.link.open(Target.parse(target or self.target), user="kim", entrance="tcp")
+        stream = self.session.open(Target.parse(target or self.target), user="kim", entrance="tcp")
         await stream.wait_opened()
         return stream
 
@@ -58,7 +58,9 @@ class Rig:
         """Wait until the agent has sent that it accepts no new streams."""
         while True:
             try:
-                self.link.open(Target.parse(self.target), user="kim", entrance="tcp").reset(Reason.USER_LEFT)
+                self.session.open(Target.parse(self.target), user="kim", entrance="tcp").reset(
+                    Reason.USER_LEFT
+                )
             except Refused as refused:
                 assert refused.reason is Reason.AGENT_STOPPING
                 return
@@ -66,19 +68,21 @@ class Rig:
 
 
 async def accept_agent(site: Site, nursery: trio.Nursery) -> Session:
-    links: list[Session] = []
+    sessions: list[Session] = []
 
     def used(attempt: Attachment) -> None:
         assert attempt.handshake.hello is not None
         received_hello, answered, limits = attempt.handshake.hello, attempt.welcome, Limits()
         pool = CreditPool(2**28)
-        links.append(Session(received_hello, answered, opener=True, node="edge1", limits=limits, pool=pool))
-        links[0].move_to(attempt, 0)
+        sessions.append(
+            Session(received_hello, answered, opener=True, node="edge1", limits=limits, pool=pool)
+        )
+        sessions[0].move_to(attempt, 0)
 
     steps = ServerHandshake(lambda _: welcome(Limits()))
     await Attachment(await site.accept(), steps, used).settle(10)
-    nursery.start_soon(links[0].run)
-    return links[0]
+    nursery.start_soon(sessions[0].run)
+    return sessions[0]
 
 
 def free_port() -> int:
@@ -155,7 +159,7 @@ async def test_sigterm_and_a_closed_terminal_let_a_stream_finish(
         assert await stream.receive_some() == b""
         await stream.aclose()
         assert await rig.process.wait() == 0
-        assert (await rig.link.wait_ended())[0] is Reason.AGENT_STOPPING
+        assert (await rig.session.wait_ended())[0] is Reason.AGENT_STOPPING
 
 
 async def test_sigterm_resets_what_does_not_finish_in_time(tmp_path: Path) -> None:
@@ -173,7 +177,7 @@ async def test_sigint_ends_at_once_and_sends_bye(tmp_path: Path) -> None:
     async with running_agent(tmp_path, drain_seconds=600) as rig:
         stream = await rig.open()
         rig.process.send_signal(signal.SIGINT)
-        assert (await rig.link.wait_ended())[0] is Reason.AGENT_STOPPING
+        assert (await rig.session.wait_ended())[0] is Reason.AGENT_STOPPING
         await stream.aclose()
         assert await rig.process.wait() == 0
 

@@ -93,9 +93,9 @@ class Network:
         self.forget_over()
         return moved
 
-    def owners(self, link: Session) -> int:
+    def owners(self, session: Session) -> int:
         """Return how many carriers move the packets of this session.
 
         The attachment is the port until it has sent the last frame of the attach; then the session is.
         """
-        return sum(end.port is not None and end.port in (link, link.attachment) for end in self.ends)
+        return sum(end.port is not None and end.port in (session, session.attachment) for end in self.ends)

@@ -42,7 +42,7 @@ class Agent:
     """One run of an agent, which attaches, resumes, and attaches again when its session has ended."""
 
     def __init__(self, site: Site, instance: bytes, boot: bytes) -> None:
-        self.link: Session | None = None
+        self.session: Session | None = None
         self.failover: SessionFailover | None = None
         self.offered: Attachment | None = None
         self.ends: list[Reason] = []
@@ -61,14 +61,14 @@ class Agent:
         site = self._site
         try:
             attempt, self.offered = self.offered or await self.attach(10), None
-            link = self._make_link(attempt)
-            attempt.use(link)
+            session = self._make_session(attempt)
+            attempt.use(session)
         except Refused:  # also that the carrier broke meanwhile
-            self.link = None
+            self.session = None
             return
-        self.link = link
+        self.session = session
         self.failover = SessionFailover(
-            link,
+            session,
             self.attach,
             response_timeout_seconds=10,
             max_wait_seconds=30,
@@ -76,12 +76,12 @@ class Agent:
             on_carried=trio.lowlevel.checkpoint,
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.run)
+            nursery.start_soon(session.run)
             nursery.start_soon(self.failover.run)
-            self.ends.append((await link.wait_ended())[0])
+            self.ends.append((await session.wait_ended())[0])
         self.offered = self.failover.offered
 
-    def _make_link(self, attempt: Attachment) -> Session:
+    def _make_session(self, attempt: Attachment) -> Session:
         site = self._site
         assert attempt.handshake.hello is not None
         return Session(
@@ -104,14 +104,14 @@ class Agent:
         await trio.sleep(self._site.connect_seconds)
         self.attempts += 1
         use = connected()
-        link = self.link if self.link and self.link.ended is None else None
+        session = self.session if self.session and self.session.ended is None else None
         hello = memory_link.hello(self._site.limits)._replace(
             attempt=self.attempts,
             instance=self._instance,
             boot=self._boot,
-            session=link.welcome.session if link else b"",
-            secret=link.welcome.secret if link else SessionSecret(),
-            have=link.received if link else 0,
+            session=session.welcome.session if session else b"",
+            secret=session.welcome.secret if session else SessionSecret(),
+            have=session.received if session else 0,
             use=use,
         )
         near, far = self._site.network.dial(LEAF)
@@ -156,13 +156,13 @@ class Site:
 
     def kill_server(self) -> list[Session]:
         """Kill the server as kill -9 does: no bye, broken connections. Returns its dead sessions."""
-        links = [link for _, link in self.nodes.attached()]
+        sessions = [session for _, session in self.nodes.attached()]
         for end in self.network.ends:
             if end.peer.leaf_pem:
                 end.abandon()
                 end.under_way.clear()
         self.start_server()
-        return links
+        return sessions
 
     def start_agent(self, instance: bytes = b"i" * 16, boot: bytes = b"b" * 16) -> None:
         self.agent = Agent(self, instance, boot)
@@ -181,12 +181,12 @@ class Site:
         stream.accept("127.0.0.1:22")
 
     @property
-    def link(self) -> Session:
+    def session(self) -> Session:
         """The server's end of the session."""
         return self.nodes.session_of("edge1")
 
     def open(self) -> TunnelStream:
-        return self.link.open(TARGET, user="kim", entrance="tcp")
+        return self.session.open(TARGET, user="kim", entrance="tcp")
 
     async def settle(self) -> None:
         """Wait until no task has work left without the clock. The network moves nothing."""
@@ -219,6 +219,6 @@ async def open_site(limits: Limits | None = None) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
         site = Site(nursery, limits or Limits())
         await site.pass_time(1)
-        assert site.link.attached
+        assert site.session.attached
         yield site
         nursery.cancel_scope.cancel()

@@ -124,9 +124,9 @@ class World:
             site.kill_server()
         elif what == "route" and site.agent.failover is not None:
             site.agent.failover.route_changed()
-        elif what == "strand" and site.agent.link is not None:
-            if site.agent.link.attachment is not None:
-                site.agent.link.carrier_lost("its address is gone")
+        elif what == "strand" and site.agent.session is not None:
+            if site.agent.session.attachment is not None:
+                site.agent.session.carrier_lost("its address is gone")
         elif what == "slow":
             site.connect_seconds = b / 50
         elif self.halves and what in ("push", "read", "end"):
@@ -153,13 +153,13 @@ class World:
 
     def check(self) -> None:
         site = self.site
-        for node, link in site.nodes.attached():
-            assert site.network.owners(link) == (link.lost is None), node
-            assert link._protocol.mux.unacked_bytes <= LIMITS.max_send_memory
-            assert link._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
+        for node, session in site.nodes.attached():
+            assert site.network.owners(session) == (session.lost is None), node
+            assert session._protocol.mux.unacked_bytes <= LIMITS.max_send_memory
+            assert session._protocol.mux.retained_bytes <= site.acceptor.send_pool.used
         assert site.acceptor.send_pool.used <= LIMITS.send_pool
-        if site.agent.link is not None:
-            assert site.network.owners(site.agent.link) <= 1
+        if site.agent.session is not None:
+            assert site.network.owners(site.agent.session) <= 1
 
     async def heal(self) -> None:
         for _ in range(200):
@@ -222,8 +222,8 @@ async def _play(script: list[tuple[str, int, int]]) -> None:
             world.check()
         await world.heal()
         world.check()
-        assert site.agent.link is not None
-        assert not set(site.agent.link.streams.values()) & set(world.orphans)
+        assert site.agent.session is not None
+        assert not set(site.agent.session.streams.values()) & set(world.orphans)
         if not world.lost_sessions and not site.counters.session_ends:
             assert all(half.sender.ended_by in _GONE_BY_TIME for half in world.halves if half.broken)
-        assert sum(link._protocol.mux.retained_bytes for _, link in site.nodes.attached()) == 0
+        assert sum(session._protocol.mux.retained_bytes for _, session in site.nodes.attached()) == 0

@@ -40,10 +40,10 @@ async def test_a_stream_continues_over_the_next_carrier(autojump_clock: MockCloc
         lose_all(site)
         near.send_nowait(b"and after")
         near.send_eof_nowait()
-        session = site.link.session_id
-        assert site.link.state is SessionState.GRACE
+        session = site.session.session_id
+        assert site.session.state is SessionState.GRACE
         await site.pass_time(0.5)
-        assert site.link.state is SessionState.ATTACHED and site.link.session_id == session
+        assert site.session.state is SessionState.ATTACHED and site.session.session_id == session
         assert read(far) == b"before lost with the carrier and after"
         assert far.receive_nowait(1) == b""
         far.send_nowait(b"answer")
@@ -54,7 +54,7 @@ async def test_a_stream_continues_over_the_next_carrier(autojump_clock: MockCloc
         for stream in (near, far):
             stream.close_nowait()
         await site.pass_time(1)
-        assert not site.link.streams and not list(site.link.mux_streams)
+        assert not site.session.streams and not list(site.session.mux_streams)
         assert site.acceptor.send_pool.used == 0
 
 
@@ -65,7 +65,7 @@ async def test_bytes_that_the_peer_has_are_not_sent_again(autojump_clock: MockCl
         await site.flush()
         lose_all(site)  # before any packet was acknowledged
         await site.settle()
-        session = site.link._protocol
+        session = site.session._protocol
         await site.pass_time(0.5)
         assert near.bytes_out == 50 * KIB
         assert session.mux.unacked_bytes == 0 and near._mux.send.queued == 0
@@ -74,7 +74,7 @@ async def test_bytes_that_the_peer_has_are_not_sent_again(autojump_clock: MockCl
 async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        old = site.link.attachment
+        old = site.session.attachment
         for end in list(site.network.ends):
             if not end.peer.leaf_pem:
                 end.lose()
@@ -84,7 +84,7 @@ async def test_the_agent_moves_although_the_server_noticed_nothing(autojump_cloc
                 if end.port is not old:
                     end.take()
                     end.deliver()
-        assert site.link.attachment is not old and site.link.attached
+        assert site.session.attachment is not old and site.session.attached
         near.send_nowait(b"on the new one")
         await site.pass_time(0.5)
         assert read(far) == b"on the new one"
@@ -105,10 +105,10 @@ async def test_without_a_carrier_the_session_moves_with_the_hello(autojump_clock
         agent, server = site.network.ends[-1], site.network.ends[-2]
         hop(site, agent)  # half a round trip: the hello
         await site.settle()
-        assert site.link.attached and site.counters.attaches == {"ok": 1, "resumed": 1}
-        assert site.agent.link is not None and not site.agent.link.attached
+        assert site.session.attached and site.counters.attaches == {"ok": 1, "resumed": 1}
+        assert site.agent.session is not None and not site.agent.session.attached
         hop(site, server)  # the welcome, and all that was waiting right behind it
-        assert site.agent.link.attached and read(far) == b"key"
+        assert site.agent.session.attached and read(far) == b"key"
         far.send_nowait(b"echo")
         await site.settle()
         hop(site, agent)
@@ -133,15 +133,15 @@ async def test_while_the_carrier_may_be_alive_the_hello_does_not_move_the_sessio
 ) -> None:
     async with open_site() as site:
         await site.streams()
-        way = site.link.attachment
+        attachment = site.session.attachment
         await trio.sleep(2.5)  # late
         hop(site, site.network.ends[-1])
         await site.settle()
-        assert site.link.attachment is way
+        assert site.session.attachment is attachment
         hop(site, site.network.ends[-2])
         await site.settle()
-        assert site.agent.link is not None and site.agent.link.attachment is not None
-        assert site.agent.link.attachment.carrier is site.network.ends[-1]
+        assert site.agent.session is not None and site.agent.session.attachment is not None
+        assert site.agent.session.attachment.carrier is site.network.ends[-1]
 
 
 async def test_a_server_that_does_not_move_with_the_hello_receives_use_after_its_welcome(
@@ -161,7 +161,7 @@ async def test_a_hello_without_a_session_takes_nothing_over(
     autojump_clock: MockClock,
 ) -> None:
     async with open_site() as site:
-        way, welcomed = site.link.attachment, []
+        attachment, welcomed = site.session.attachment, []
 
         async def intrude() -> None:
             stranger = Agent(site, b"x" * 16, b"y" * 16)
@@ -170,23 +170,23 @@ async def test_a_hello_without_a_session_takes_nothing_over(
         site.nursery.start_soon(intrude)
         await site.pass_time(1)
         assert [welcome.used for welcome in welcomed] == [False]
-        assert site.link.attachment is way and site.link.attached
+        assert site.session.attachment is attachment and site.session.attached
 
 
 async def test_a_carrier_that_lost_its_address_is_left_at_once(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        old = site.link.attachment
-        assert site.agent.link is not None and site.agent.failover is not None
-        assert site.agent.link.attachment is not None
-        site.agent.link.attachment.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
+        old = site.session.attachment
+        assert site.agent.session is not None and site.agent.failover is not None
+        assert site.agent.session.attachment is not None
+        site.agent.session.attachment.carrier.lost_local_address = lambda: True  # type: ignore[method-assign]
         start = trio.current_time()
         site.agent.failover.route_changed()
-        assert site.agent.link.state is SessionState.GRACE
+        assert site.agent.session.state is SessionState.GRACE
         near.send_nowait(b"over the other way")
         await site.flush()
         assert read(far) == b"over the other way" and trio.current_time() == start
-        assert site.link.attachment is not old
+        assert site.session.attachment is not old
 
 
 async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_is_alive(
@@ -194,18 +194,18 @@ async def test_late_only_starts_attempts_and_the_old_carrier_stays_if_it_is_aliv
 ) -> None:
     async with open_site() as site:
         await site.streams()
-        way, attempts = site.link.attachment, site.agent.attempts
+        attachment, attempts = site.session.attachment, site.agent.attempts
         await trio.sleep(4.5)  # nothing moves, and nothing is lost
         assert site.agent.attempts > attempts
-        assert site.agent.link is not None and site.agent.link.state is SessionState.DEGRADED
+        assert site.agent.session is not None and site.agent.session.state is SessionState.DEGRADED
         # The old carrier's packets arrive first, then the welcomes.
         for end in site.network.ends:
-            if end.port in (site.link, site.agent.link):
+            if end.port in (site.session, site.agent.session):
                 while end.take() or end.deliver():
                     pass
         await site.pass_time(1)
-        assert site.link.attachment is way
-        assert site.agent.link.state is SessionState.ATTACHED
+        assert site.session.attachment is attachment
+        assert site.agent.session.state is SessionState.ATTACHED
         assert "resumed" not in site.counters.attaches
 
 
@@ -214,8 +214,8 @@ async def test_the_agent_records_the_state_of_its_link_without_being_asked(
 ) -> None:
     async with open_site(Limits(grace_seconds=10)) as site:
         state = AgentState("edge1", ("a:1",), trio.current_time)
-        assert site.agent.link is not None
-        state.attached(site.agent.link)
+        assert site.agent.session is not None
+        state.attached(site.agent.session)
         site.on_state_change = state.note_link
         await site.streams()
         await trio.sleep(2.5)  # nothing moves, and nothing is lost
@@ -254,7 +254,7 @@ async def test_a_black_hole_is_left_within_seconds_once_another_path_works(autoj
 async def test_the_end_of_the_grace_resets_streams_at_both_ends(autojump_clock: MockClock) -> None:
     async with open_site(Limits(grace_seconds=10)) as site:
         near, far = await site.streams()
-        session = site.link.session_id
+        session = site.session.session_id
         lose_all(site)
         for _ in range(60):
             await trio.sleep(0.25)
@@ -266,7 +266,7 @@ async def test_the_end_of_the_grace_resets_streams_at_both_ends(autojump_clock: 
             assert "did not come back within 10 s" in caught.value.detail
         assert site.counters.session_ends == {"grace_expired": 1}
         await site.pass_time(40)
-        assert site.link.attached and site.link.session_id != session
+        assert site.session.attached and site.session.session_id != session
 
 
 async def test_an_open_waits_a_little_for_the_link(autojump_clock: MockClock) -> None:
@@ -297,13 +297,13 @@ async def test_a_restarted_agent_resets_the_old_streams_at_once(autojump_clock: 
         site.kill_agent()
         await site.settle()
         await site.flush()
-        assert site.link.state is SessionState.GRACE
+        assert site.session.state is SessionState.GRACE
         site.start_agent(b"j" * 16)
         await site.pass_time(0.5)
         with pytest.raises(StreamReset) as caught:
             near.receive_nowait(1)
         assert caught.value.reason is Reason.AGENT_RESTARTED
-        assert site.link.attached
+        assert site.session.attached
 
 
 async def test_a_restarted_server_resets_the_old_streams_at_once(autojump_clock: MockClock) -> None:
@@ -316,7 +316,7 @@ async def test_a_restarted_server_resets_the_old_streams_at_once(autojump_clock:
             far.receive_nowait(1)
         assert caught.value.reason is Reason.UNKNOWN_SESSION
         await site.pass_time(3)
-        assert site.link.attached and site.agent.ends == [Reason.UNKNOWN_SESSION]
+        assert site.session.attached and site.agent.ends == [Reason.UNKNOWN_SESSION]
         assert site.agent.attempts == attempts + 1, "the new session began where the old one was asked for"
         near, far = await site.streams()
         near.send_nowait(b"it works")
@@ -331,15 +331,15 @@ async def test_a_session_that_is_offered_too_late_is_begun_elsewhere(autojump_cl
         assert site.agent.offered is not None
         lose_all(site)
         await site.pass_time(5)
-        assert site.link.attached
+        assert site.session.attached
 
 
 async def test_a_wrong_secret_disturbs_no_session(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, far = await site.streams()
-        assert site.agent.link is not None
-        true = site.agent.link.welcome
-        site.agent.link.welcome = true._replace(secret=type(true.secret)(b"guess" * 6))
+        assert site.agent.session is not None
+        true = site.agent.session.welcome
+        site.agent.session.welcome = true._replace(secret=type(true.secret)(b"guess" * 6))
         caught: list[Refused] = []
 
         async def steal() -> None:
@@ -351,7 +351,7 @@ async def test_a_wrong_secret_disturbs_no_session(autojump_clock: MockClock) -> 
         site.nursery.start_soon(steal)
         await site.pass_time(1)
         assert [refused.reason for refused in caught] == [Reason.SESSION_MISMATCH]
-        site.agent.link.welcome = true
+        site.agent.session.welcome = true
         near.send_nowait(b"undisturbed")
         await site.pass_time(1)
         assert read(far) == b"undisturbed"
@@ -360,14 +360,14 @@ async def test_a_wrong_secret_disturbs_no_session(autojump_clock: MockClock) -> 
 async def test_a_changed_route_tries_at_once_and_not_too_often(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         await site.flush()
-        way, before = site.link.attachment, site.agent.attempts
+        attachment, before = site.session.attachment, site.agent.attempts
         assert site.agent.failover is not None
         for _ in range(5):
             site.agent.failover.route_changed()
             await site.settle()
         assert site.agent.attempts == before + 1
         await site.pass_time(6)
-        assert site.link.attachment is way, "its ping was answered, so it stays"
+        assert site.session.attachment is attachment, "its ping was answered, so it stays"
         site.agent.failover.route_changed()
         await site.settle()
         assert site.agent.attempts == before + 2
@@ -378,9 +378,9 @@ async def test_a_bye_ends_without_grace_and_nothing_waits_for_a_carrier(autojump
         near, _ = await site.streams()
         lose_all(site)
         await site.settle()
-        link, start = site.link, trio.current_time()
-        link.end(Reason.SERVER_STOPPING)
-        await link.wait_given_up()
+        session, start = site.session, trio.current_time()
+        session.end(Reason.SERVER_STOPPING)
+        await session.wait_given_up()
         assert trio.current_time() == start
         with pytest.raises(StreamReset):
             near.receive_nowait(1)
@@ -391,13 +391,13 @@ async def test_a_bye_ends_without_grace_and_nothing_waits_for_a_carrier(autojump
 async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         near, _ = await site.streams()
-        link = site.link
-        assert site.agent.link is not None
-        site.agent.link._protocol.liveness.response_timeout_seconds = 2.0
-        site.agent.link.end(Reason.AGENT_STOPPING)
+        session = site.session
+        assert site.agent.session is not None
+        site.agent.session._protocol.liveness.response_timeout_seconds = 2.0
+        site.agent.session.end(Reason.AGENT_STOPPING)
         await trio.sleep(1.5)
         await site.flush()
-        assert link.ended is not None and link.ended[0] is Reason.AGENT_STOPPING
+        assert session.ended is not None and session.ended[0] is Reason.AGENT_STOPPING
         with pytest.raises(StreamReset):
             near.receive_nowait(1)
 
@@ -405,8 +405,8 @@ async def test_on_a_slow_path_a_bye_has_the_time_that_it_needs(autojump_clock: M
 async def test_idle_links_ping_seldom_and_busy_ones_every_second(autojump_clock: MockClock) -> None:
     async with open_site() as site:
         await site.pass_time(20)
-        assert site.agent.link is not None
-        session = site.agent.link._protocol
+        assert site.agent.session is not None
+        session = site.agent.session._protocol
         before = session.liveness._token
         await site.pass_time(30)
         assert session.liveness._token - before == 2

@@ -74,7 +74,7 @@ async def test_each_route_of_the_server_states_its_callers(tmp_path: Path) -> No
 
 async def test_a_user_who_is_no_administrator_gets_nothing_of_its_routes_anywhere(tmp_path: Path) -> None:
     async with open_sections(tmp_path) as (edge, sections):
-        ask = await asking(edge, edge.front(kim, *sections))
+        ask = await asking(edge, edge.https_entrance(kim, *sections))
         for method, path in ROUTES:
             if path.startswith("/api/v1/admin/"):
                 assert await ask(method, path) == "403:plain:wrong_role"

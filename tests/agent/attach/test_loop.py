@@ -26,7 +26,7 @@ from tunnel_core.wire.frames import Rejected
 CAP = 32.0
 
 
-class FakeLink:
+class FakeSession:
     session_id = "0badcafe"
     software = "qanat-server/test"
     state = SessionState.ATTACHED
@@ -64,27 +64,27 @@ class Servers:
         self.given_up = 0
 
     @asynccontextmanager
-    async def open_session(self, server: str) -> AsyncIterator[FakeLink]:
+    async def open_session(self, server: str) -> AsyncIterator[FakeSession]:
         self.attempts.append((trio.current_time(), server))
         await trio.lowlevel.checkpoint()
         answer = next(self._script, None)
         if isinstance(answer, Refused):
             raise answer
-        link = FakeLink()
+        session = FakeSession()
         try:
             async with trio.open_nursery() as nursery:
                 if answer is not None:
-                    nursery.start_soon(self._end_after, link, *answer)
+                    nursery.start_soon(self._end_after, session, *answer)
                 else:
                     self.attached.set()
-                yield link
+                yield session
                 nursery.cancel_scope.cancel()
         finally:
             self.given_up += 1
 
-    async def _end_after(self, link: FakeLink, seconds: float, reason: Reason) -> None:
+    async def _end_after(self, session: FakeSession, seconds: float, reason: Reason) -> None:
         await trio.sleep(seconds)
-        link.end(reason)
+        session.end(reason)
 
     def gaps(self) -> list[float]:
         times = [when for when, _ in self.attempts]

@@ -19,7 +19,7 @@ from tunnel_core.wire.frames import Bye, Packet, Service, Use, Welcome
 LIMITS = Limits()
 
 
-def link_of(attempt: Attachment, *, opener: bool) -> Session:
+def session_of(attempt: Attachment, *, opener: bool) -> Session:
     assert attempt.handshake.hello is not None
     return Session(
         attempt.handshake.hello,
@@ -37,14 +37,14 @@ class ServerEnd:
     def __init__(self, *, used: bool = False, busy: bool = False) -> None:
         self.carrier = EagerCarrier()
         self.carrier.busy = busy
-        self.link: Session | None = None
+        self.session: Session | None = None
         steps = ServerHandshake(lambda _: welcome(LIMITS)._replace(used=used))
         self.attempt = Attachment(self.carrier, steps, self._begin)
         self.carrier.start(self.attempt)
 
     def _begin(self, attempt: Attachment) -> None:
-        self.link = link_of(attempt, opener=True)
-        self.link.move_to(attempt, 0)
+        self.session = session_of(attempt, opener=True)
+        self.session.move_to(attempt, 0)
 
     def receive(self, data: bytes) -> None:
         assert self.carrier.port is not None
@@ -60,30 +60,30 @@ async def test_at_the_server_the_session_is_the_port_from_use_on() -> None:
     end.receive(one(hello(LIMITS)))
     assert end.carrier.port is end.attempt
     end.receive(one(Use(1)))
-    assert end.link is not None and end.link.attached
-    assert end.carrier.port is end.link
+    assert end.session is not None and end.session.attached
+    assert end.carrier.port is end.session
 
 
 async def test_a_welcome_that_has_not_left_goes_before_all_of_the_session() -> None:
     end = ServerEnd(used=True, busy=True)
     end.receive(one(hello(LIMITS)))
-    assert end.link is not None
-    end.link.end(Reason.SERVER_STOPPING)
+    assert end.session is not None
+    end.session.end(Reason.SERVER_STOPPING)
     assert end.carrier.port is end.attempt, "the carrier has not taken the welcome yet"
     end.carrier.busy = False
     end.carrier.wake()
     first, second = (decode_packet(data) for data in list(end.carrier.packets)[:2])
     assert isinstance(first, Packet) and [type(frame) for frame in first.frames] == [Welcome]
     assert isinstance(second, Packet) and [type(frame) for frame in second.frames] == [Bye]
-    assert end.carrier.port is end.link
+    assert end.carrier.port is end.session
 
 
 async def test_packets_before_the_welcome_is_sent_reach_the_session() -> None:
     end = ServerEnd(used=True, busy=True)
     end.receive(one(hello(LIMITS)))
     end.receive(encode_packet(1, 0, [Bye(Reason.AGENT_STOPPING, "")]))
-    assert end.link is not None and end.link.ended is not None
-    assert end.link.ended[0] is Reason.AGENT_STOPPING
+    assert end.session is not None and end.session.ended is not None
+    assert end.session.ended[0] is Reason.AGENT_STOPPING
 
 
 async def test_an_attach_is_bounded_over_all_its_packets() -> None:
@@ -105,9 +105,9 @@ async def test_an_agent_reads_nothing_between_the_welcome_and_its_use() -> None:
     carrier.start(attempt)
     attempt.packet_received(one(welcome(LIMITS)))
     attempt.packet_received(b"\xff" * 10_000_000)
-    link = link_of(attempt, opener=False)
-    attempt.use(link)
-    assert link.attached and carrier.port is link
+    session = session_of(attempt, opener=False)
+    attempt.use(session)
+    assert session.attached and carrier.port is session
     kinds = [
         type(frame) for packet in carrier.peek() if isinstance(packet, Packet) for frame in packet.frames
     ]
@@ -118,16 +118,16 @@ async def test_a_carrier_whose_close_is_delayed_delivers_nothing_more_to_the_ses
     end = ServerEnd()
     end.receive(one(hello(LIMITS)))
     end.receive(one(Use(1)))
-    link, old = end.link, end.carrier
-    assert link is not None
+    session, old = end.session, end.carrier
+    assert session is not None
     end.attempt.close_delayed = True
-    link.carrier_lost("the session moves")
+    session.carrier_lost("the session moves")
     assert not old.abandoned
     assert old.port is end.attempt
-    received = link.received
+    received = session.received
     end.receive(encode_packet(1, 0, [Bye(Reason.AGENT_STOPPING, "")]))
     old.wake()
-    assert link.received == received
+    assert session.received == received
     assert not end.attempt.is_used
     end.attempt.abandon()
     assert old.abandoned

@@ -50,15 +50,15 @@ async def failure_of(attempt: Attachment, seconds: float = 10) -> Refused:
 
 @pytest.fixture(params=[memory_links, grpc_links], ids=["memory", "grpc"])
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[LinkPair]:
-    async with request.param() as links:
-        yield links
+    async with request.param() as sessions:
+        yield sessions
 
 
 class TestAttaching:
     async def test_each_end_knows_the_other_after_three_steps(self, pair: LinkPair) -> None:
-        for link in (pair.server, pair.agent):
-            assert link.attached and link.state is SessionState.ATTACHED and link.ended is None
-            assert link.session_id == "73737373"
+        for session in (pair.server, pair.agent):
+            assert session.attached and session.state is SessionState.ATTACHED and session.ended is None
+            assert session.session_id == "73737373"
         assert pair.server.software == "qanat-agent/test"
         assert pair.agent.software == "qanat-server/test"
         assert [service.name for service in pair.server.services] == ["web"]
@@ -79,7 +79,7 @@ class TestAttaching:
             reported = trio.Event()
             nursery.start_soon(failure_of, server)
             await agent.settle(10)
-            link = Session(
+            session = Session(
                 hello(Limits()),
                 agent.welcome._replace(grace_ms=1000),
                 opener=False,
@@ -88,11 +88,11 @@ class TestAttaching:
                 pool=CreditPool(0),
                 on_event=lambda *_: reported.set(),
             )
-            agent.use(link)
-            nursery.start_soon(link.run)
+            agent.use(session)
+            nursery.start_soon(session.run)
             with trio.fail_after(5):
                 await reported.wait()
-            assert link.lost is not None and link.lost.reason is Reason.STALE_ATTEMPT
+            assert session.lost is not None and session.lost.reason is Reason.STALE_ATTEMPT
 
     async def test_each_frame_of_the_attach_leaves_alone(self, autojump_clock: MockClock) -> None:
         def refuse(_: Attachment) -> None:
@@ -127,7 +127,7 @@ class TestAttaching:
             await agent.settle(10)
             server.abandon()
             await trio.testing.wait_all_tasks_blocked()
-            link = Session(
+            session = Session(
                 hello(Limits()),
                 agent.welcome,
                 opener=False,
@@ -136,7 +136,7 @@ class TestAttaching:
                 pool=CreditPool(0),
             )
             with pytest.raises(Refused):
-                agent.use(link)
+                agent.use(session)
 
     async def test_an_attachment_may_be_given_up_while_it_attaches(self) -> None:
         ends = EagerCarrier(), EagerCarrier()
@@ -202,9 +202,9 @@ class TestEnding:
             carrier = pair.carriers[0]
             assert isinstance(carrier, MemoryCarrier)
             carrier.cut()
-            for link in (pair.server, pair.agent):
-                assert (await link.wait_ended())[0] is Reason.CARRIER_LOST
-                await link.wait_given_up()
+            for session in (pair.server, pair.agent):
+                assert (await session.wait_ended())[0] is Reason.CARRIER_LOST
+                await session.wait_given_up()
             for stream in [stream for both in pairs for stream in both]:
                 with pytest.raises(StreamReset) as caught:
                     await stream.receive_some()
@@ -244,8 +244,8 @@ class TestEnding:
             assert isinstance(silenced, MemoryCarrier)
             silenced.swallow = True
             start = trio.current_time()
-            link: Session = getattr(pair, listener)
-            assert (await link.wait_ended())[0] is Reason.PING_TIMEOUT
+            session: Session = getattr(pair, listener)
+            assert (await session.wait_ended())[0] is Reason.PING_TIMEOUT
             assert 5 <= trio.current_time() - start <= 15 + 5 + 3
 
     async def test_a_cancelled_run_leaves_no_task_and_gives_the_carrier_up(self) -> None:

@@ -44,16 +44,16 @@ async def main(server: str, what: str, *bundles: str) -> None:
 
 
 async def _steal(bridge: Bridge, mine: Bundle, victims: Bundle, server: str) -> None:
-    async with _connector(bridge, victims).open_session(server) as link:
-        session, secret = link.welcome.session, link.welcome.secret
+    async with _connector(bridge, victims).open_session(server) as session:
+        session, secret = session.welcome.session, session.welcome.secret
         await _try(bridge, mine, server, session, SessionSecret())
         await _try(bridge, mine, server, session, secret)
         await _try(bridge, victims, server, session, SessionSecret(secrets.token_bytes(len(secret))))
-        _say(reason="" if _lives(link) else "the session is gone")
+        _say(reason="" if _lives(session) else "the session is gone")
 
 
-def _lives(link: Session) -> bool:
-    return link.ended is None and link.attached
+def _lives(session: Session) -> bool:
+    return session.ended is None and session.attached
 
 
 def _connector(bridge: Bridge, bundle: Bundle) -> Connector:

@@ -70,8 +70,8 @@ async def site(folder: Path, *, has_admin: bool = True) -> AsyncIterator[Site]:
 
         actions = Actions(config, store, count, trio.Lock(), tuple, None)
         sections = [edge.api(), *([AdminEntrance(actions).section()] if has_admin else [])]
-        front = edge.front(administrator, *sections, entrance="admin")
-        made.append(Site(edge, await edge.listen("admin", front.serve), actions))
+        https_entrance = edge.https_entrance(administrator, *sections, entrance="admin")
+        made.append(Site(edge, await edge.listen("admin", https_entrance.serve), actions))
         yield made[0]
 
 

@@ -20,8 +20,8 @@ def a_user(accepted: AcceptedConnection) -> User:
 
 
 async def get(edge: Edge, path: str, method: str = "GET") -> tuple[int, Any]:
-    front = edge.front(a_user, edge.api(), entrance="api")
-    stream = await edge.dial(await edge.listen("api", front.serve))
+    https_entrance = edge.https_entrance(a_user, edge.api(), entrance="api")
+    stream = await edge.dial(await edge.listen("api", https_entrance.serve))
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
     await stream.send_all(head.encode())
     answer = await receive_all(stream)
@@ -70,8 +70,8 @@ async def test_nodes_attached_and_gone() -> None:
 
 async def test_sessions_and_streams() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
-        link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
+        session = edge.attach("edge1", echo)
+        session.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
         _, sessions = await get(edge, "/api/v1/sessions")
         assert [(s["id"], s["node"], s["streams"]) for s in sessions["sessions"]] == [
             ("facade00", "edge1", 1)

@@ -39,8 +39,8 @@ class Here:
 
     async def get(self, path: str) -> tuple[int, Any]:
         facts = ServerFacts(STARTED, lambda: ADDRESSES, self.describe, self.live_now, self.store)
-        front = self.edge.front(a_user, self.edge.api(facts, self.clock), entrance="api")
-        stream = await self.edge.dial(await self.edge.listen("api", front.serve))
+        https_entrance = self.edge.https_entrance(a_user, self.edge.api(facts, self.clock), entrance="api")
+        stream = await self.edge.dial(await self.edge.listen("api", https_entrance.serve))
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
         await stream.send_all(head.encode())
         head_bytes, _, body = (await receive_all(stream)).partition(b"\r\n\r\n")
@@ -91,8 +91,8 @@ async def test_the_page_of_a_server_without_nodes(tmp_path: Path) -> None:
 
 async def test_nodes_are_counted_by_state_and_warned_of(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
-        link = site.edge.attach("edge1", echo)
-        link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
+        session = site.edge.attach("edge1", echo)
+        session.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
         site.edge.attach("edge2", echo).state = SessionState.DEGRADED
         site.edge.attach("edge3", echo).state = SessionState.GRACE
         site.edge.nodes.detach(site.edge.attach("edge4", echo), Reason.PING_TIMEOUT)
@@ -174,8 +174,8 @@ async def test_a_store_that_cannot_be_read_is_a_warning(tmp_path: Path) -> None:
 
 async def test_one_node_with_its_streams_certificate_and_events(tmp_path: Path) -> None:
     async with here(tmp_path) as site:
-        link = site.edge.attach("edge1", echo, Service("red", "http", "127.0.0.1:1880"))
-        link.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
+        session = site.edge.attach("edge1", echo, Service("red", "http", "127.0.0.1:1880"))
+        session.open(Target.parse("localhost:22"), user="ops", entrance="tcp")
         site.edge.attach("edge2", echo)
         site.live.append(VerifiedCertificate(SpiffeId("d", Role.USER, "edge1"), "11", STARTED))
         site.live.append(

@@ -18,7 +18,7 @@ from tests.support.fakes.edge import (
     receive_until,
     refuse_with,
 )
-from tests.support.fakes.fake_link import FarEnd
+from tests.support.fakes.fake_session import FarEnd
 from tunnel_client.dial import UnixDialer
 from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.identity import Role
@@ -37,8 +37,8 @@ def a_user(accepted: AcceptedConnection) -> User:
 
 
 async def serve(edge: Edge, identify: object = a_user) -> Listener:
-    front = edge.front(identify, edge.connect(), entrance="connect")
-    return await edge.listen("connect", front.serve)
+    https_entrance = edge.https_entrance(identify, edge.connect(), entrance="connect")
+    return await edge.listen("connect", https_entrance.serve)
 
 
 async def ask(edge: Edge, listener: Listener, request: bytes) -> bytes:
@@ -49,7 +49,7 @@ async def ask(edge: Edge, listener: Listener, request: bytes) -> bytes:
 
 async def test_200_then_bytes_both_ways_with_half_close() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         stream = await edge.dial(await serve(edge))
         await stream.send_all(KUBE)
         head = await receive_until(stream, b"\r\n\r\n")
@@ -60,7 +60,7 @@ async def test_200_then_bytes_both_ways_with_half_close() -> None:
         await stream.send_eof()
         assert await receive_all(stream) == b""
         await stream.aclose()
-        opened = link.streams[0]
+        opened = session.streams[0]
         assert not opened.target_tls  # the user's own TLS passes
         assert (opened.target, opened.user, opened.entrance) == (
             "localhost:10250",
@@ -107,11 +107,11 @@ async def test_a_target_that_sends_first_is_received() -> None:
 
 async def test_the_target_header_overrides_the_target() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         stream = await edge.dial(await serve(edge))
         await stream.send_all(b"CONNECT edge1:1 HTTP/1.1\r\nHost: x\r\nQanat-Target: [fd00::5]:22\r\n\r\n")
         await receive_until(stream, b"\r\n\r\n")
-        assert link.streams[0].target == "[fd00::5]:22"
+        assert session.streams[0].target == "[fd00::5]:22"
 
 
 async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
@@ -120,15 +120,15 @@ async def test_the_target_header_is_utf_8(tmp_path: Path) -> None:
 
     target = "unix:/run/b\u00fccher.sock"
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"
         listener = listen_unix(
             "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
         )
-        front = edge.front(kim, edge.connect(), entrance="connect")
-        await edge.nursery.start(listener.serve, front.serve)
+        https_entrance = edge.https_entrance(kim, edge.connect(), entrance="connect")
+        await edge.nursery.start(listener.serve, https_entrance.serve)
         async with open_tunnel(UnixDialer(path), TunnelRequest.parse("edge1", target)):
-            assert link.streams[0].target == target
+            assert session.streams[0].target == target
 
 
 async def test_the_refusal_is_the_reason_phrase() -> None:
@@ -146,8 +146,8 @@ async def test_the_refusal_is_the_reason_phrase() -> None:
 
 async def test_the_refusal_for_a_node_without_agent_has_the_time() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
-        edge.nodes.detach(link, Reason.SESSION_LOST)
+        session = edge.attach("edge1", echo)
+        edge.nodes.detach(session, Reason.SESSION_LOST)
         answer = await ask(edge, await serve(edge), KUBE)
         assert answer.startswith(b"HTTP/1.1 503 node edge1 has no agent attached; last seen 0 s ago")
 
@@ -164,14 +164,14 @@ async def test_an_agent_that_does_not_answer_costs_504() -> None:
 
 async def test_a_user_who_breaks_the_connection_cancels_the_dial() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", never)
+        session = edge.attach("edge1", never)
         stream = await edge.dial(await serve(edge))
         await stream.send_all(KUBE + b"tls hello")
-        await link.was_opened.wait()
+        await session.was_opened.wait()
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         await stream.aclose()
-        await link.streams[0].was_reset.wait()
-        assert link.streams[0].ended_by is Reason.USER_LEFT
+        await session.streams[0].was_reset.wait()
+        assert session.streams[0].ended_by is Reason.USER_LEFT
 
 
 async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None:
@@ -185,11 +185,11 @@ async def test_a_user_whose_input_ends_during_the_dial_gets_the_answer() -> None
         await far.stream.send_eof()
 
     async with open_edge() as edge:
-        link = edge.attach("edge1", answer_late)
+        session = edge.attach("edge1", answer_late)
         stream = await edge.dial(await serve(edge))
         await stream.send_all(KUBE + b"hello")
         await stream.send_eof()
-        await link.was_opened.wait()
+        await session.was_opened.wait()
         await trio.testing.wait_all_tasks_blocked(0.01)
         dial_succeeds.set()
         answer = await receive_all(stream)
@@ -226,10 +226,10 @@ async def test_an_unknown_user_is_refused_on_the_first_request() -> None:
         raise Refused(Reason.UNAUTHENTICATED, "no client certificate was shown")
 
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         answer = await ask(edge, await serve(edge, nobody), KUBE)
         assert answer.startswith(b"HTTP/1.1 401 no client certificate was shown\r\n")
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_a_node_may_not_open_streams() -> None:
@@ -237,10 +237,10 @@ async def test_a_node_may_not_open_streams() -> None:
         return User("edge2", Role.NODE, TRUST_DOMAIN)
 
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         answer = await ask(edge, await serve(edge, a_node), KUBE)
         assert answer.startswith(b"HTTP/1.1 403 the certificate is the node edge2's")
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_other_requests_get_a_list_of_what_there_is() -> None:

@@ -104,7 +104,7 @@ class Site:
         welcome = self.agent.attempt.welcome
         again = self.agents_port.dial(NODE, session=welcome.session, secret=welcome.secret, attempt=2)
         await again.welcomed()
-        again.attempt.use(self.agent.link)
+        again.attempt.use(self.agent.session)
         await self.settle()
 
     async def listen(self, entrance: str, handler: Handler) -> str:
@@ -114,7 +114,7 @@ class Site:
         await self.nursery.start(listener.serve, handler)
         return str(listener.addresses[0])
 
-    def front(self, identify: Identify) -> HttpsEntrance:
+    def https_entrance(self, identify: Identify) -> HttpsEntrance:
         return HttpsEntrance(
             "https",
             [ConnectEntrance(self.opener).section()],
@@ -127,8 +127,8 @@ class Site:
 
     async def listen_https(self) -> str:
         contexts = TlsContexts(tls_files(self.folder))
-        front = self.front(identify_by_certificate(pki.TRUST_DOMAIN))
-        return await self.listen("https", over_tls("https", contexts, 5, front.serve, self.records))
+        https_entrance = self.https_entrance(identify_by_certificate(pki.TRUST_DOMAIN))
+        return await self.listen("https", over_tls("https", contexts, 5, https_entrance.serve, self.records))
 
 
 @asynccontextmanager
@@ -268,7 +268,7 @@ async def _connect_unix(site: Site) -> SocketStream:
     listener = listen_unix(
         "connect", UnixAddress(path), Admission(99, 99, clock=trio.current_time), site.records
     )
-    await site.nursery.start(listener.serve, site.front(kim).serve)
+    await site.nursery.start(listener.serve, site.https_entrance(kim).serve)
     return SocketStream.adopt(await trio.open_unix_socket(path))
 
 
@@ -301,20 +301,20 @@ async def nothing(site: Site) -> None:
 
 
 async def ended(site: Site) -> None:
-    site.agent.link.end(Reason.AGENT_STOPPING)
+    site.agent.session.end(Reason.AGENT_STOPPING)
     await site.settle()
 
 
 async def in_grace(site: Site) -> None:
     site.agent.carrier.cut()
     await site.settle()
-    assert site.agents_port.link_of(NODE).state is SessionState.GRACE
+    assert site.agents_port.session_of(NODE).state is SessionState.GRACE
 
 
 async def degraded(site: Site) -> None:
     """A packet of the server is not acknowledged in time."""
-    link = site.agents_port.link_of(NODE)
-    spare = link.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
+    session = site.agents_port.session_of(NODE)
+    spare = session.open(Target.parse("localhost:9"), user="kim", entrance="tcp")
     await site.settle()
     site.arrived.pop().accept("127.0.0.1:9")
     await site.pass_seconds(1)
@@ -322,12 +322,12 @@ async def degraded(site: Site) -> None:
     back.swallow = True
     await spare.send_all(b"x")
     await site.pass_seconds(2)
-    assert link.state is SessionState.DEGRADED
+    assert session.state is SessionState.DEGRADED
     back.swallow = False
 
 
 async def agent_drains(site: Site) -> None:
-    site.agent.link.drain(10)
+    site.agent.session.drain(10)
     await site.settle()
 
 

@@ -45,14 +45,18 @@ def tls_files(folder: Path, **changes: object) -> TlsFiles:
     return TlsFiles(folder / "server.pem", folder / "server.key", folder / "trust.pem", **changes)
 
 
-def front(edge: Edge, identify: Identify) -> HttpsEntrance:
-    return edge.front(identify, edge.connect())
+def https_entrance(edge: Edge, identify: Identify) -> HttpsEntrance:
+    return edge.https_entrance(identify, edge.connect())
 
 
 async def serve_tls(edge: Edge, folder: Path, seconds: float = 5.0, **changes: object) -> Listener:
     contexts = TlsContexts(tls_files(folder, **changes))
     handler = over_tls(
-        "https", contexts, seconds, front(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve, edge.records
+        "https",
+        contexts,
+        seconds,
+        https_entrance(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve,
+        edge.records,
     )
     return await edge.listen("https", handler)
 
@@ -78,11 +82,11 @@ async def ask(edge: Edge, listener: Listener, context: ssl.SSLContext) -> bytes:
 
 async def test_a_users_certificate_opens_streams_under_its_name(tmp_path: Path) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         listener = await serve_tls(edge, tmp_path)
         answer = await ask(edge, listener, client_context(tmp_path, pki.user_leaf("alice")))
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert link.streams[0].user == "alice"
+        assert session.streams[0].user == "alice"
 
 
 async def test_bytes_and_half_close_go_through_tls(tmp_path: Path) -> None:
@@ -122,11 +126,11 @@ async def test_bytes_and_half_close_go_through_tls(tmp_path: Path) -> None:
 )
 async def test_callers_that_are_refused(tmp_path: Path, leaf: object, says: bytes) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         listener = await serve_tls(edge, tmp_path)
         answer = await ask(edge, listener, client_context(tmp_path, leaf() if callable(leaf) else None))
         assert says in answer
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_a_connection_without_a_certificate_may_not_idle_for_long(
@@ -153,7 +157,7 @@ async def test_a_refused_caller_holds_no_place_of_the_source_while_the_answer_is
 ) -> None:
     async with open_edge() as edge:
         contexts = TlsContexts(tls_files(tmp_path))
-        serve = front(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve
+        serve = https_entrance(edge, identify_by_certificate(pki.TRUST_DOMAIN)).serve
         handler = over_tls("https", contexts, 5.0, serve, edge.records)
         listener = await edge.listen("https", handler, Admission(9, 1, clock=lambda: 0.0))
         uploads = []
@@ -284,17 +288,17 @@ async def serve_unix(edge: Edge, path: Path, identify: Identify) -> Listener:
     listener = listen_unix(
         "connect", UnixAddress(path), Admission(9, 9, clock=trio.current_time), edge.records
     )
-    await edge.nursery.start(listener.serve, front(edge, identify).serve)
+    await edge.nursery.start(listener.serve, https_entrance(edge, identify).serve)
     return listener
 
 
 async def test_the_peer_of_a_unix_socket_has_the_name_that_is_configured(tmp_path: Path) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         path = tmp_path / "connect.sock"
         await serve_unix(edge, path, identify_by_peer({os.getuid(): "kube-apiserver"}, "test.internal"))
         assert (await ask_unix(path)).startswith(b"HTTP/1.1 200 ")
-        assert link.streams[0].user == "kube-apiserver"
+        assert session.streams[0].user == "kube-apiserver"
 
 
 async def test_an_unknown_peer_gets_the_line_to_add(tmp_path: Path) -> None:
@@ -309,8 +313,8 @@ async def test_an_unknown_peer_gets_the_line_to_add(tmp_path: Path) -> None:
 
 async def test_the_admin_socket_names_people_by_user_id(tmp_path: Path) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         path = tmp_path / "admin.sock"
         await serve_unix(edge, path, identify_by_file_mode("test.internal"))
         await ask_unix(path)
-        assert link.streams[0].user == f"uid-{os.getuid()}"
+        assert session.streams[0].user == f"uid-{os.getuid()}"

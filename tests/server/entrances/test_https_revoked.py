@@ -18,7 +18,7 @@ from certs.x509 import facts_of
 from tests.server.entrances.test_https import client_context, tls_files
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.edge import Edge, echo, never, open_edge, receive_until
-from tests.support.fakes.fake_link import FarEnd
+from tests.support.fakes.fake_session import FarEnd
 from tests.support.pki import authority as pki
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
@@ -81,8 +81,10 @@ async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
         edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
         edge.watch = watch
         edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=watch)
-        front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api())
-        handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, front.serve, edge.records)
+        https_entrance = edge.https_entrance(
+            identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api()
+        )
+        handler = over_tls("https", TlsContexts(tls_files(folder)), 5.0, https_entrance.serve, edge.records)
         listener = await edge.listen("https", handler)
         ports.append(HttpsPort(edge, listener, revoked, watch, audited, folder))
         yield ports[0]
@@ -90,7 +92,7 @@ async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
 
 async def test_an_open_stream_is_broken_off_on_both_sides(tmp_path: Path) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         stream, other = await https_port.enter(), await https_port.enter(pki.user_leaf("lee"))
         for one in (stream, other):
             assert (await https_port.ask(one, CONNECT)).startswith(b"HTTP/1.1 200 ")
@@ -99,7 +101,7 @@ async def test_an_open_stream_is_broken_off_on_both_sides(tmp_path: Path) -> Non
         https_port.revoke()
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
-        assert link.streams[0].ended_by is Reason.REVOKED
+        assert session.streams[0].ended_by is Reason.REVOKED
         await other.send_all(b"still here")
         assert await other.receive_some() == b"still here"
         assert https_port.edge.counters.closed_streams == {("connect", "revoked"): 1}
@@ -107,10 +109,10 @@ async def test_an_open_stream_is_broken_off_on_both_sides(tmp_path: Path) -> Non
 
 async def test_an_open_that_waits_is_refused(tmp_path: Path) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", never)
+        session = https_port.edge.attach("edge1", never)
         stream = await https_port.enter()
         await stream.send_all(CONNECT)
-        await link.was_opened.wait()
+        await session.was_opened.wait()
         https_port.revoke(RevocationKind.SERIAL, facts_of(pki.user_leaf("kim").chain_pem).serial)
         with trio.fail_after(1):
             answer = await receive_until(stream, b"\r\n\r\n")

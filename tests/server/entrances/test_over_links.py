@@ -52,8 +52,8 @@ async def connect(edge: Edge) -> trio.SocketStream:
     def identify(accepted: AcceptedConnection) -> User:
         return User("alice", Role.USER, TRUST_DOMAIN)
 
-    front = edge.front(identify, edge.connect())
-    return await edge.dial(await edge.listen("https", front.serve))
+    https_entrance = edge.https_entrance(identify, edge.connect())
+    return await edge.dial(await edge.listen("https", https_entrance.serve))
 
 
 async def bind(edge: Edge) -> trio.SocketStream:

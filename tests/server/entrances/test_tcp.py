@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.support.fakes.edge import Edge, echo, open_edge, receive_all, receive_until, refuse_with
-from tests.support.fakes.fake_link import FarEnd
+from tests.support.fakes.fake_session import FarEnd
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen
@@ -26,14 +26,14 @@ async def connect(edge: Edge, forward: TcpForward | None = None) -> trio.SocketS
 
 async def test_bytes_go_both_ways_and_each_half_ends_alone() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         stream = await connect(edge)
         await stream.send_all(b"hello")
         await receive_until(stream, b"hello")
         await stream.send_eof()
         assert await receive_all(stream) == b""
         await trio.testing.wait_all_tasks_blocked()
-        assert (link.streams[0].target, link.streams[0].user) == ("localhost:22", "127.0.0.1")
+        assert (session.streams[0].target, session.streams[0].user) == ("localhost:22", "127.0.0.1")
         assert edge.counters.closed_streams == {("tcp", "done"): 1}
         assert edge.counters.bytes_moved == {("tcp", "to_target"): 5, ("tcp", "to_user"): 5}
         assert sum(edge.counters.first_bytes["tcp"].counts) == 1
@@ -98,11 +98,11 @@ async def test_a_node_that_is_not_there_resets_the_connection(known: bool) -> No
 async def test_a_source_that_is_not_listed_is_reset() -> None:
     networks = (ipaddress.ip_network("192.0.2.0/24"),)
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo)
+        session = edge.attach("edge1", echo)
         stream = await connect(edge, TcpForward("127.0.0.1:0", "edge1", SSH, networks))
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
-        assert not link.streams
+        assert not session.streams
         assert edge.counters.unauthenticated_refusals == {("tcp", "source_not_allowed"): 1}
 
 

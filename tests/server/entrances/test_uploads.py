@@ -155,8 +155,8 @@ async def test_an_alert_arrives_in_the_middle_of_an_upload(tmp_path: Path) -> No
 
 async def serve_tls(edge: Edge, folder: Path, most: int) -> Listener:
     contexts = TlsContexts(tls_files(folder))
-    front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN))
-    handler = over_tls("https", contexts, 5, front.serve, edge.records)
+    https_entrance = edge.https_entrance(identify_by_certificate(pki.TRUST_DOMAIN))
+    handler = over_tls("https", contexts, 5, https_entrance.serve, edge.records)
     return await listening(edge, most, handler, decline_tls)
 
 

@@ -34,7 +34,7 @@ async def test_the_share_of_one_user_is_refused_beyond_and_free_after_a_close(tm
     async with open_edge() as edge:
         edge.attach("edge1", echo)
         identify, users = identify_by_certificate(pki.TRUST_DOMAIN), UserConnections(2, 3)
-        part = edge.front(identify, edge.connect(), users=users)
+        part = edge.https_entrance(identify, edge.connect(), users=users)
         contexts = TlsContexts(tls_files(tmp_path))
         listener = await edge.listen("https", over_tls("https", contexts, 5.0, part.serve, edge.records))
         taken = [await enter(edge, listener, tmp_path, "mallory") for _ in range(2)]

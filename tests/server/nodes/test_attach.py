@@ -40,7 +40,7 @@ TARGET = Target.parse("localhost:22")
 class Agent:
     """The agent's end of an attach, and the server's end of its carrier."""
 
-    link: Session
+    session: Session
 
     def __init__(self, attempt: Attachment, carrier: MemoryCarrier, nursery: trio.Nursery) -> None:
         self.on_open: Callable[[TunnelStream], None] = lambda stream: stream.accept("127.0.0.1:22")
@@ -63,7 +63,7 @@ class Agent:
 
     def use(self, limits: Limits) -> None:
         assert self.attempt.handshake.hello is not None
-        self.link = Session(
+        self.session = Session(
             self.attempt.handshake.hello,
             self.attempt.welcome,
             opener=False,
@@ -72,11 +72,11 @@ class Agent:
             pool=CreditPool(limits.credit_pool),
             on_open=lambda stream: self.on_open(stream),
         )
-        self.attempt.use(self.link)
-        self.nursery.start_soon(self.link.run)
+        self.attempt.use(self.session)
+        self.nursery.start_soon(self.session.run)
 
     async def end(self) -> Reason:
-        return (await self.link.wait_ended())[0]
+        return (await self.session.wait_ended())[0]
 
 
 class AgentsPort:
@@ -134,11 +134,11 @@ class AgentsPort:
         """Wait until no task has work left without the clock."""
         await trio.testing.wait_all_tasks_blocked()
 
-    def link_of(self, name: str) -> Session:
+    def session_of(self, name: str) -> Session:
         return self.nodes.session_of(name)
 
     async def open(self, name: str) -> TunnelStream:
-        stream = self.link_of(name).open(TARGET, user="kim", entrance="tcp")
+        stream = self.session_of(name).open(TARGET, user="kim", entrance="tcp")
         await stream.wait_opened()
         return stream
 
@@ -155,13 +155,13 @@ async def open_agents_port(
 async def test_a_node_has_the_name_in_its_certificate(autojump_clock: trio.testing.MockClock) -> None:
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("shop-7.example")
-        [(node, link)] = agents_port.nodes.attached()
+        [(node, session)] = agents_port.nodes.attached()
         assert (node.name, node.alias) == ("shop-7.example", node_alias("shop-7.example"))
-        assert link.session_id == agent.link.session_id
+        assert session.session_id == agent.session.session_id
         assert len(agents_port.acceptor._pending) == 0
         assert agents_port.counters.attaches == {"ok": 1}
-        agent.link.end(Reason.AGENT_STOPPING)
-        await agent.link.wait_given_up()
+        agent.session.end(Reason.AGENT_STOPPING)
+        await agent.session.wait_given_up()
         await trio.sleep(2)
         assert agents_port.nodes.attached() == []
         assert agents_port.counters.session_ends == {"agent_stopping": 1}
@@ -236,7 +236,7 @@ async def test_one_of_two_welcomed_agents_gets_the_last_place(
             agent.use(agents_port.limits)
         await trio.sleep(1)
         assert agents_port.nodes.attached_count == 1
-        [loser] = [agent for agent in agents if agent.link.ended is not None]
+        [loser] = [agent for agent in agents if agent.session.ended is not None]
         assert await loser.end() is Reason.TOO_MANY_SESSIONS
         await trio.sleep(2)
         assert agents_port.counters.attaches == {"ok": 1, "too_many_sessions": 1}
@@ -265,11 +265,11 @@ async def test_the_newcomer_of_two_with_one_alias_is_turned_away(
     async with open_agents_port() as agents_port:
         first = await agents_port.attach("edge1")
         newcomer = await agents_port.attach("edge2")
-        reason, detail = await newcomer.link.wait_ended()
+        reason, detail = await newcomer.session.wait_ended()
         assert reason is Reason.AMBIGUOUS_NAME
         assert "rename one of them" in detail
         await trio.sleep(2)
-        assert first.link.attached
+        assert first.session.attached
         assert [node.name for node, _ in agents_port.nodes.attached()] == ["edge1"]
         assert agents_port.counters.attaches == {"ok": 1, "ambiguous_name": 1}
         assert not agents_port.counters.session_ends
@@ -281,7 +281,7 @@ async def test_a_stopping_server_accepts_no_attach(autojump_clock: trio.testing.
         agents_port.acceptor.drain(8)
         assert (await agents_port.dial("edge2").refusal()).reason is Reason.SERVER_STOPPING
         with pytest.raises(Refused) as caught:
-            agents_port.link_of("edge1").open(TARGET, user="kim", entrance="tcp")
+            agents_port.session_of("edge1").open(TARGET, user="kim", entrance="tcp")
         assert caught.value.reason is Reason.SERVER_STOPPING
 
 
@@ -317,18 +317,18 @@ async def test_the_newest_verified_session_wins_at_once(autojump_clock: trio.tes
         began = trio.current_time()
         new = await agents_port.attach("edge1")
         assert trio.current_time() == began
-        assert agents_port.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.session_of("edge1").session_id == new.session.session_id
         with pytest.raises(StreamReset) as caught:
             await stream.receive_some()
         assert caught.value.reason is Reason.TAKEN_OVER
         await stream.aclose()
         assert await old.end() is Reason.TAKEN_OVER
         await trio.sleep(5)  # the old session is given up, and its remains take nothing of the new one along
-        assert agents_port.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.session_of("edge1").session_id == new.session.session_id
         assert agents_port.counters.session_ends == {"taken_over": 1}
         again = await agents_port.open("edge1")
         await again.aclose()
-        assert new.link.attached
+        assert new.session.attached
 
 
 async def test_a_half_open_session_is_taken_over_though_its_agent_receives_nothing(
@@ -339,7 +339,7 @@ async def test_a_half_open_session_is_taken_over_though_its_agent_receives_nothi
         old.carrier.wake = lambda: None  # type: ignore[method-assign]  # its packets go nowhere
         new = await agents_port.attach("edge1")
         await trio.sleep(2)
-        assert agents_port.link_of("edge1").session_id == new.link.session_id
+        assert agents_port.session_of("edge1").session_id == new.session.session_id
         assert agents_port.counters.session_ends == {"taken_over": 1}
 
 
@@ -353,8 +353,8 @@ async def test_a_hello_alone_takes_nothing_over(
         await check.welcomed()
         check.attempt.abandon()
         await trio.sleep(agents_port.limits.attach_timeout_seconds + 2)
-        assert agent.link.attached
-        assert agents_port.link_of("edge1").session_id == agent.link.session_id
+        assert agent.session.attached
+        assert agents_port.session_of("edge1").session_id == agent.session.session_id
         assert agents_port.counters.attaches == {"ok": 1}  # a check is no failure
         assert "node edge1 may attach, and left; a check does that" in caplog.messages
         assert len(agents_port.acceptor._pending) == 0
@@ -398,8 +398,8 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("edge1")
         stream = await agents_port.open("edge1")
-        link = agents_port.link_of("edge1")
-        link._protocol.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
+        session = agents_port.session_of("edge1")
+        session._protocol.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
         agent.carrier.swallow = True
         with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()
@@ -476,7 +476,7 @@ async def test_an_idle_metered_link_lives_by_its_few_pings(autojump_clock: trio.
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("edge1", metered=True)
         await trio.sleep(3600)
-        assert agent.link.attached and agents_port.link_of("edge1").attached
+        assert agent.session.attached and agents_port.session_of("edge1").attached
         assert len(agent.carrier.packets) < 60
 
 
@@ -486,7 +486,7 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("edge1", max_bytes_per_second=10_000)
         stream = await agents_port.open("edge1")
-        (far,) = agent.link.streams.values()
+        (far,) = agent.session.streams.values()
         start = trio.current_time()
         received = 0
 
@@ -502,5 +502,5 @@ async def test_the_server_keeps_to_the_rate_that_an_agent_asks_for(
         while received < 100_000:
             received += len(await stream.receive_some())
         assert trio.current_time() - start < 11
-        assert agents_port.link_of("edge1").attached
+        assert agents_port.session_of("edge1").attached
         stream.reset(Reason.USER_LEFT)

@@ -156,7 +156,7 @@ async def test_a_flood_of_calls_leaves_a_session_alone(autojump_clock: trio.test
         for _ in range(50):
             Call(agents_port)
         await agents_port.settle()
-        assert agent.link.attached and agents_port.link_of("edge1").attached
+        assert agent.session.attached and agents_port.session_of("edge1").attached
 
 
 async def test_bytes_before_use_are_bounded_in_total(autojump_clock: trio.testing.MockClock) -> None:
@@ -266,7 +266,7 @@ async def test_lines_of_a_node_beyond_its_budget_are_left_out(
             refusal = await agents_port.dial("edge1", **old).refusal()
             assert refusal.reason is Reason.DUPLICATE_NODE
             await agents_port.settle()
-        assert agent.link.ended is not None
+        assert agent.session.ended is not None
         duplicates = [
             event for event in agents_port.nodes.events.after() if event.kind is EventKind.DUPLICATE
         ]
@@ -291,14 +291,14 @@ async def test_services_that_no_agent_may_announce_are_left_out(
     )
     async with open_agents_port() as agents_port:
         agent = await agents_port.attach("edge1", services=(good, later, *bad))
-        assert agents_port.link_of("edge1").services == (good, later)
+        assert agents_port.session_of("edge1").services == (good, later)
         assert (
             "7 services of node edge1 are left out: their names or protocols are not valid" in caplog.messages
         )
         again = going_on(agents_port, agent, leaf(1), services=(later, *bad), use=True)
         await again.welcomed()
         await agents_port.settle()
-        assert [service.name for service in agents_port.link_of("edge1").services] == ["desk", "web"]
+        assert [service.name for service in agents_port.session_of("edge1").services] == ["desk", "web"]
 
 
 async def test_an_agents_own_texts_cannot_command_a_terminal(
@@ -307,7 +307,7 @@ async def test_an_agents_own_texts_cannot_command_a_terminal(
     async with open_agents_port() as agents_port:
         shown = Service("web", "http", "\x1b[2Jlocalhost" + "x" * 500)
         await agents_port.attach("edge1", services=(shown,), software="agent\n\x9b31m")
-        link = agents_port.link_of("edge1")
-        assert link.services[0].target.startswith("?[2Jlocalhost")
-        assert len(link.services[0].target) == 300
-        assert link.software == "agent??31m"
+        session = agents_port.session_of("edge1")
+        assert session.services[0].target.startswith("?[2Jlocalhost")
+        assert len(session.services[0].target) == 300
+        assert session.software == "agent??31m"

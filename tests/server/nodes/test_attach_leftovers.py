@@ -25,18 +25,18 @@ pytestmark = pytest.mark.usefixtures("no_collector")
 async def come_and_go(agents_port: AgentsPort) -> None:
     agent = await agents_port.attach("edge1")
     stream = await agents_port.open("edge1")
-    for one in (stream, *agent.link.streams.values()):
+    for one in (stream, *agent.session.streams.values()):
         one.reset(Reason.USER_LEFT)
-    agent.link.end(Reason.AGENT_STOPPING)
-    await agent.link.wait_given_up()
-    del agent.link  # the fake has a callback that leads back to itself
+    agent.session.end(Reason.AGENT_STOPPING)
+    await agent.session.wait_given_up()
+    del agent.session  # the fake has a callback that leads back to itself
 
 
 async def lose_the_carrier(agents_port: AgentsPort) -> None:
     agent = await agents_port.attach("edge1")
     agent.carrier.cut()
     await agent.end()
-    del agent.link
+    del agent.session
 
 
 async def come_in_vain(agents_port: AgentsPort, **changes: Any) -> None:
@@ -103,12 +103,12 @@ async def test_an_agent_keeps_nothing_of_a_session_that_it_resumed(autojump_cloc
             near, far = await site.streams()
             lose_all(site)
             await site.pass_time(3)
-            assert site.link.attached
+            assert site.session.attached
             near.reset(Reason.USER_LEFT)
             far.reset(Reason.USER_LEFT)
             site.far.clear()
             del near, far
-            site.link.end(Reason.TAKEN_OVER)
+            site.session.end(Reason.TAKEN_OVER)
             await site.pass_time(5)
-            assert site.link.attached, "with its next session"
+            assert site.session.attached, "with its next session"
         assert collected().keys() <= {"Peer"}, "of the fake's carriers, whose two ends know each other"

@@ -53,7 +53,7 @@ async def test_the_session_and_its_streams_end_with_the_reason(
         await stream.aclose()
         await agents_port.settle()
         assert [node.name for node, _ in agents_port.nodes.attached()] == ["edge2"]
-        assert other.link.attached and spared.ended_by is None
+        assert other.session.attached and spared.ended_by is None
         assert agents_port.counters.session_ends == {"revoked": 1}
         await spared.aclose()
 
@@ -62,7 +62,7 @@ async def test_a_revoked_agent_cannot_attach_again(autojump_clock: trio.testing.
     async with open_agents_port(grace_seconds=60) as agents_port:
         agent = await agents_port.attach("edge1")
         agents_port.revoke(RevocationKind.NODE, "edge1")
-        await agent.link.wait_given_up()
+        await agent.session.wait_given_up()
         for again in (agents_port.dial("edge1"), going_on(agents_port, agent, pki.node_leaf("edge1"))):
             refusal = await again.refusal()
             assert refusal.reason is Reason.REVOKED
@@ -99,7 +99,7 @@ async def test_a_revocation_between_welcome_and_use_counts(autojump_clock: trio.
         agents_port.revoke(RevocationKind.SERIAL, serial_of(late))
         again.use(agents_port.limits)
         assert await again.end() is Reason.REVOKED
-        assert agent.link.attached  # by the certificate that is not revoked
+        assert agent.session.attached  # by the certificate that is not revoked
 
 
 async def test_a_session_depends_on_the_certificate_of_its_current_carrier(
@@ -110,11 +110,11 @@ async def test_a_session_depends_on_the_certificate_of_its_current_carrier(
         again = going_on(agents_port, agent, fresh)
         await again.welcomed()
         assert again.attempt.welcome.resumed
-        again.attempt.use(agent.link)
+        again.attempt.use(agent.session)
         await agents_port.settle()
         agents_port.revoke(RevocationKind.SERIAL, serial_of(pki.node_leaf("edge1")))
         await agents_port.settle()
-        assert agent.link.attached and agents_port.link_of("edge1").attached
+        assert agent.session.attached and agents_port.session_of("edge1").attached
         agents_port.revoke(RevocationKind.SERIAL, serial_of(fresh))
         assert await agent.end() is Reason.REVOKED
 
@@ -136,6 +136,6 @@ async def test_another_node_with_the_right_secret_is_refused(autojump_clock: tri
         assert (await thief.refusal()).reason is Reason.SESSION_MISMATCH
         guesser = going_on(agents_port, agent, pki.node_leaf("edge1"), secret=b"x" * 32)
         assert (await guesser.refusal()).reason is Reason.SESSION_MISMATCH
-        assert agent.link.attached
+        assert agent.session.attached
         await trio.sleep(2)
         assert [(line.node, line.reason) for line in agents_port.audited] == [("edge2", "session_mismatch")]

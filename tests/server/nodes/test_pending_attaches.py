@@ -118,14 +118,14 @@ async def test_a_caller_that_is_no_user_opens_nothing(
     make: Make, word: str, says: bytes, request_: bytes, tmp_path: Path
 ) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         answer = await ask(https_port, make, request_)
         assert says in answer
         while not https_port.audited:
             await trio.lowlevel.checkpoint()
         [line] = https_port.audited
         assert (line.kind.value, line.reason, line.source != "") == ("refused", word, True)
-        assert not link.streams
+        assert not session.streams
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ async def test_a_users_name_is_taken_as_it_must_be_or_not_at_all(
     uris: tuple[str, ...], tmp_path: Path
 ) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         answer = await ask(https_port, lambda: signed(*uris, common_name="kim"), CONNECT)
         assert answer.startswith(b"HTTP/1.1 401 the certificate names no identity: ")
         assert [line.reason for line in https_port.audited] == ["unauthenticated"]
-        assert not link.streams
+        assert not session.streams
 
 
 HEADERS = (
@@ -156,19 +156,19 @@ HEADERS = (
 )
 async def test_headers_do_not_authenticate(make: Make, status: bytes, tmp_path: Path) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         for request in (CONNECT, VERSION):
             answer = await ask(https_port, make, request.removesuffix(b"\r\n") + HEADERS)
             assert answer.startswith(b"HTTP/1.1 " + status)
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_headers_change_nobodys_name(tmp_path: Path) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         request = CONNECT.removesuffix(b"\r\n") + HEADERS.replace(b"kim", b"root")
         assert (await ask(https_port, lambda: pki.user_leaf("kim"), request)).startswith(b"HTTP/1.1 200 ")
-        assert link.streams[0].user == "kim"
+        assert session.streams[0].user == "kim"
 
 
 ISSUED_ELSEWHERE = [
@@ -183,10 +183,10 @@ async def test_certificates_of_other_issuers_are_good_if_the_name_is(
     more: dict[str, Any], tmp_path: Path
 ) -> None:
     async with open_https_port(tmp_path) as https_port:
-        link = https_port.edge.attach("edge1", echo_until_reset)
+        session = https_port.edge.attach("edge1", echo_until_reset)
         answer = await ask(https_port, lambda: signed(f"{HERE}/user/kim", **more), CONNECT)
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert link.streams[0].user == "kim"
+        assert session.streams[0].user == "kim"
 
 
 # The agents' listener.
@@ -227,11 +227,11 @@ class RealAgentsPort:
         attempt = await self.attempt(leaf)
         received_hello, pool = attempt.handshake.hello, CreditPool(self.limits.credit_pool)
         assert received_hello is not None
-        link = Session(
+        session = Session(
             received_hello, attempt.welcome, opener=False, node="any", limits=self.limits, pool=pool
         )
-        attempt.use(link)
-        self.nursery.start_soon(link.run)
+        attempt.use(session)
+        self.nursery.start_soon(session.run)
         while not self.nodes.attached():
             await trio.lowlevel.checkpoint()
         return attempt
@@ -320,8 +320,8 @@ async def test_a_stolen_session_is_worth_nothing() -> None:
         ):
             refusal = await agents_port.refusal(leaf, **stolen, secret=secret)
             assert refusal.reason is Reason.SESSION_MISMATCH
-        link = agents_port.nodes.session_of("edge1")
-        assert link.attached and link.welcome.session == welcome.session
+        session = agents_port.nodes.session_of("edge1")
+        assert session.attached and session.welcome.session == welcome.session
         assert {(line.node, line.reason) for line in agents_port.audited} == {("edge1", "session_mismatch")}
         with pytest.raises(Refused) as caught:
             await agents_port.attempt(pki.user_leaf("kim"), **stolen, secret=welcome.secret)

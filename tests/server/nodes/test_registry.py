@@ -58,14 +58,14 @@ def nodes(clock: Clock) -> Nodes:
 
 
 def attach(nodes: Nodes, name: str, **kwargs: Any) -> PlainLink:
-    link = PlainLink(name, **kwargs)
-    nodes.attach(name, link)
-    return link
+    session = PlainLink(name, **kwargs)
+    nodes.attach(name, session)
+    return session
 
 
 def test_an_attached_node_is_found_by_name_and_alias(nodes: Nodes) -> None:
-    link = attach(nodes, "edge.one")
-    assert nodes.session_of("edge.one") is link
+    session = attach(nodes, "edge.one")
+    assert nodes.session_of("edge.one") is session
     assert nodes.name_of(node_alias("edge.one")) == "edge.one"
     assert nodes.find("edge.two") is None
 
@@ -92,17 +92,17 @@ def test_a_lost_link_whose_agent_comes_back_as_another_run_was_restarted(nodes: 
 
 
 def test_a_node_has_the_category_that_a_request_would_meet(nodes: Nodes) -> None:
-    link = attach(nodes, "edge-7")
+    session = attach(nodes, "edge-7")
     attached_id = nodes.events.last_id
     [node] = nodes.all()
     for state in (SessionState.ATTACHED, SessionState.DEGRADED, SessionState.GRACE):
-        link.state = state
+        session.state = state
         assert node.state == state.value
-    nodes.note_lost(link, Loss(1.0, Reason.CARRIER_LOST, "reset"))
-    link.peer_address = "198.51.100.9:1"
-    nodes.note_resumed(link)
+    nodes.note_lost(session, Loss(1.0, Reason.CARRIER_LOST, "reset"))
+    session.peer_address = "198.51.100.9:1"
+    nodes.note_resumed(session)
     assert node.address == "198.51.100.9:1"
-    nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
+    nodes.detach(session, Reason.GRACE_EXPIRED, "too late")
     assert node.state == "gone"
     events = nodes.events.after(attached_id, "edge-7")
     assert [event.kind.value for event in events] == ["lost", "resumed", "expired"]
@@ -110,22 +110,22 @@ def test_a_node_has_the_category_that_a_request_would_meet(nodes: Nodes) -> None
 
 
 def test_a_node_shows_the_start_of_its_state(nodes: Nodes, clock: Clock) -> None:
-    link = attach(nodes, "edge-7")
+    session = attach(nodes, "edge-7")
     [node] = nodes.all()
     began = clock.wall()
     clock.seconds += 10
-    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
-    nodes.note_lost(link, link.lost)
+    session.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(session, session.lost)
     assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, Reason.CARRIER_LOST)
     clock.seconds += 10
-    link.lost = None
-    nodes.note_resumed(link)
+    session.lost = None
+    nodes.note_resumed(session)
     assert (node.since, node.session_since, node.last_reason) == (clock.wall(), began, None)
-    link.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
-    nodes.note_lost(link, link.lost)
+    session.lost = Loss(1.0, Reason.CARRIER_LOST, "reset")
+    nodes.note_lost(session, session.lost)
     lost_at = clock.wall()
     clock.seconds += 120
-    nodes.detach(link, Reason.GRACE_EXPIRED, "too late")
+    nodes.detach(session, Reason.GRACE_EXPIRED, "too late")
     assert (node.since, node.last_seen_at, node.last_reason) == (lost_at, lost_at, Reason.GRACE_EXPIRED)
     with pytest.raises(Refused, match="last seen 2 min ago"):
         nodes.session_of("edge-7")
@@ -211,26 +211,26 @@ def test_two_agents_on_one_machine_settle_and_the_other_takes_over_when_one_is_s
 ) -> None:
     """An hour with both, with the waits of real agents: 10 s after a takeover, else the server's time."""
     due = {b"a": 0.0, b"b": 1.0}
-    links: dict[bytes, PlainLink] = {}
+    sessions: dict[bytes, PlainLink] = {}
     takeovers = 0
     end = clock.seconds + 3600
     base = clock.seconds
     while clock.seconds < end:
         clock.seconds += 1
         for run, at in due.items():
-            holder = links.get(run)
+            holder = sessions.get(run)
             if holder is not None and holder.ended:
-                del links[run]
+                del sessions[run]
                 due[run] = clock.seconds - base + 10
                 takeovers += 1
             elif holder is None and clock.seconds - base >= at:
-                link = try_attach(nodes, b"host", run)
-                if link is None:
+                session = try_attach(nodes, b"host", run)
+                if session is None:
                     due[run] = clock.seconds - base + 60
                 else:
-                    links[run] = link
-    assert takeovers == 1 and links.keys() == {b"b"}
-    nodes.detach(links[b"b"], Reason.AGENT_STOPPING)
+                    sessions[run] = session
+    assert takeovers == 1 and sessions.keys() == {b"b"}
+    nodes.detach(sessions[b"b"], Reason.AGENT_STOPPING)
     assert try_attach(nodes, b"host", b"a") is not None
 
 
@@ -238,9 +238,9 @@ def test_a_crash_loop_takes_over_each_time_at_once(nodes: Nodes, clock: Clock) -
     """This holds whether or not the server has noticed that the previous run is dead."""
     for number in range(200):
         state = [SessionState.ATTACHED, SessionState.GRACE, SessionState.DEGRADED][number % 3]
-        link = try_attach(nodes, b"host", b"run %d" % number)
-        assert link is not None
-        link.state = state
+        session = try_attach(nodes, b"host", b"run %d" % number)
+        assert session is not None
+        session.state = state
         clock.seconds += 0.5
     [node] = nodes.all()
     assert not nodes.is_duplicate(node)
@@ -272,14 +272,14 @@ def test_the_memory_of_replaced_runs_is_bounded(nodes: Nodes, clock: Clock) -> N
 
 
 def test_attaching_the_same_link_again_does_not_end_it(nodes: Nodes) -> None:
-    link = attach(nodes, "edge-7")
-    nodes.attach("edge-7", link)
-    assert not link.ended
+    session = attach(nodes, "edge-7")
+    nodes.attach("edge-7", session)
+    assert not session.ended
 
 
 def test_a_gone_node_is_remembered_with_when_and_why(nodes: Nodes, clock: Clock) -> None:
-    link = attach(nodes, "edge-7")
-    nodes.detach(link, Reason.PING_TIMEOUT, "no answer")
+    session = attach(nodes, "edge-7")
+    nodes.detach(session, Reason.PING_TIMEOUT, "no answer")
     clock.seconds += 185
     with pytest.raises(Refused) as caught:
         nodes.session_of("edge-7")
@@ -353,9 +353,9 @@ def test_a_node_that_the_store_knows_is_a_node(nodes: Nodes, clock: Clock) -> No
     assert caught.value.reason is Reason.NODE_NOT_ATTACHED
     never = nodes.find_exact("edge-2")
     assert never is not None and (never.state, never.last_seen_at) == ("gone", None)
-    link = attach(nodes, "edge-2")
+    session = attach(nodes, "edge-2")
     nodes.learn("edge-2")  # a renewal
-    assert nodes.session_of("edge-2") is link
+    assert nodes.session_of("edge-2") is session
     assert len(nodes.all()) == 2
 
 
@@ -371,10 +371,10 @@ def test_a_revoked_node_is_reported_as_revoked(nodes: Nodes) -> None:
 
 
 def test_a_node_is_forgotten_unless_it_has_an_agent(nodes: Nodes) -> None:
-    link = attach(nodes, "edge.1")
+    session = attach(nodes, "edge.1")
     with pytest.raises(Refused, match="has an agent attached; stop that agent"):
         nodes.forget("edge.1")
-    nodes.detach(link, Reason.SESSION_LOST)
+    nodes.detach(session, Reason.SESSION_LOST)
     nodes.forget("edge.1")
     assert nodes.all() == [] and nodes.find_alias(node_alias("edge.1")) is None
     assert nodes.events.newest(1)[0].kind.value == "forgotten"

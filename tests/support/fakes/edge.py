@@ -12,7 +12,7 @@ import trio
 
 from certs.x509 import Description, describe
 from tests.support.fakes.credentials import credential_watch
-from tests.support.fakes.fake_link import Agent, FakeLink, FarEnd
+from tests.support.fakes.fake_session import Agent, FakeSession, FarEnd
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
 from tunnel_core.config.types import Log
@@ -83,12 +83,12 @@ class Edge:
     """The audit lines that the entrances wrote about refused connections and requests."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
-    def attach(self, name: str, agent: Agent, *services: Service) -> FakeLink:
-        link = FakeLink(self.nursery, name, agent, services)
-        self.nodes.attach(name, link)
-        return link
+    def attach(self, name: str, agent: Agent, *services: Service) -> FakeSession:
+        session = FakeSession(self.nursery, name, agent, services)
+        self.nodes.attach(name, session)
+        return session
 
-    def front(
+    def https_entrance(
         self,
         identify: Identify,
         *sections: Section[Caller],

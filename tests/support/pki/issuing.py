@@ -108,8 +108,10 @@ async def open_issuing(
             lambda: PublicAddresses(pki.TRUST_DOMAIN, ("localhost:7001",), ("localhost:7002",)),
             wall,
         )
-        front = edge.front(identify_by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api())
-        handler = over_tls("https", TlsContexts(files), 5.0, front.serve, edge.records)
+        https_entrance = edge.https_entrance(
+            identify_by_certificate(pki.TRUST_DOMAIN), est.section(), edge.api()
+        )
+        handler = over_tls("https", TlsContexts(files), 5.0, https_entrance.serve, edge.records)
         listener = await edge.listen("https", handler)
         async with trio.open_nursery() as nursery:
             if serves:

@@ -132,20 +132,20 @@ async def open_sections(folder: Path) -> AsyncIterator[tuple[Edge, list[Section[
 async def _open_server(folder: Path) -> AsyncIterator[dict[str, Ask]]:
     async with open_sections(folder) as (edge, (est, api, connect, admin)):
         fronts = {
-            "https, user": edge.front(kim, est, api, connect),
-            "https, node": edge.front(_refuse(Reason.WRONG_ROLE), est, api, connect),
-            "https, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), est, api, connect),
-            "https, user, no connect": edge.front(kim, est, api),
-            "admin socket": edge.front(identify_by_file_mode(TRUST_DOMAIN), api, admin),
-            "connect socket, user": edge.front(kim, connect),
-            "connect socket, nobody": edge.front(_refuse(Reason.UNAUTHENTICATED), connect),
+            "https, user": edge.https_entrance(kim, est, api, connect),
+            "https, node": edge.https_entrance(_refuse(Reason.WRONG_ROLE), est, api, connect),
+            "https, nobody": edge.https_entrance(_refuse(Reason.UNAUTHENTICATED), est, api, connect),
+            "https, user, no connect": edge.https_entrance(kim, est, api),
+            "admin socket": edge.https_entrance(identify_by_file_mode(TRUST_DOMAIN), api, admin),
+            "connect socket, user": edge.https_entrance(kim, connect),
+            "connect socket, nobody": edge.https_entrance(_refuse(Reason.UNAUTHENTICATED), connect),
         }
         yield {name: await asking(edge, one) for name, one in fronts.items()}
 
 
-async def asking(edge: Edge, front: HttpsEntrance) -> Ask:
+async def asking(edge: Edge, https_entrance: HttpsEntrance) -> Ask:
     """Serve ``front`` on a port, and return a function that sends requests to it."""
-    listener = await edge.listen("https", front.serve)
+    listener = await edge.listen("https", https_entrance.serve)
     return lambda method, target: _ask(listener.addresses[0], method, target, "x")
 
 

@@ -19,7 +19,7 @@ from tests.support.fakes.edge import (
     receive_until,
     refuse_with,
 )
-from tests.support.fakes.fake_link import Agent, FarEnd
+from tests.support.fakes.fake_session import Agent, FarEnd
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
@@ -50,16 +50,16 @@ async def browse(edge: Edge) -> trio.SocketStream:
 async def test_one_connection_serves_many_requests() -> None:
     async with open_edge() as edge:
         seen: list[bytes] = []
-        link = edge.attach("edge1", answer_with(OK, seen=seen))
+        session = edge.attach("edge1", answer_with(OK, seen=seen))
         browser = await browse(edge)
         for _ in range(3):
             await browser.send_all(GET)
             answer = await receive_until(browser, b"hi")
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert len(link.streams) == 3
-        assert link.streams[0].target == "red"
-        assert link.streams[0].target_tls
-        assert link.streams[0].entrance == "web"  # agents of version 0.1.0 use this name
+        assert len(session.streams) == 3
+        assert session.streams[0].target == "red"
+        assert session.streams[0].target_tls
+        assert session.streams[0].entrance == "web"  # agents of version 0.1.0 use this name
         assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("web", "done"): 3}
@@ -182,7 +182,7 @@ async def test_a_target_that_switches_unasked_is_a_bad_target(
 async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> None:
     """Browsers send Fetch Metadata only to https and to localhost, not to a plain domain of the operator."""
     async with open_edge() as edge:
-        link = edge.attach("edge1", answer_with(OK))
+        session = edge.attach("edge1", answer_with(OK))
         web = WebEntrance(edge.opener, "edge.example", HeadLimits())
         browser = await edge.dial(await edge.listen("web", web.serve))
         await browser.send_all(
@@ -190,7 +190,7 @@ async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> Non
             b"Content-Length: 0\r\n\r\n"
         )
         assert (await receive_until(browser, b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_a_websocket_moves_raw_bytes_and_loses_none_that_were_read_ahead() -> None:
@@ -253,11 +253,11 @@ async def test_a_stream_lost_before_the_answer_is_502_and_nothing_is_sent_again(
         far.reset(Reason.SESSION_LOST, "the session with the agent was lost")
 
     async with open_edge() as edge:
-        link = edge.attach("edge1", vanish)
+        session = edge.attach("edge1", vanish)
         browser = await browse(edge)
         await browser.send_all(b"POST /pay HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\npay")
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 502 the session with the agent was lost")
-        assert len(link.streams) == 1
+        assert len(session.streams) == 1
 
 
 @pytest.mark.parametrize(
@@ -282,14 +282,14 @@ async def test_an_answer_cut_short_does_not_look_whole(head: bytes) -> None:
 @pytest.mark.parametrize("agent", [never, lambda far: silent(far)], ids=["never", "silent"])
 async def test_a_browser_that_breaks_the_connection_resets_the_stream(agent: Agent) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", agent)
+        session = edge.attach("edge1", agent)
         browser = await browse(edge)
         await browser.send_all(GET)
-        await link.was_opened.wait()
+        await session.was_opened.wait()
         browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         await browser.aclose()
-        await link.streams[0].was_reset.wait()
-        assert link.streams[0].ended_by is Reason.USER_LEFT
+        await session.streams[0].was_reset.wait()
+        assert session.streams[0].ended_by is Reason.USER_LEFT
 
 
 async def test_a_browser_that_closed_is_noticed_by_what_is_sent_to_it() -> None:
@@ -303,20 +303,20 @@ async def test_a_browser_that_closed_is_noticed_by_what_is_sent_to_it() -> None:
             await trio.testing.wait_all_tasks_blocked()
 
     async with open_edge() as edge:
-        link = edge.attach("edge1", drip)
+        session = edge.attach("edge1", drip)
         browser = await browse(edge)
         await browser.send_all(GET)
         await receive_until(browser, b"hello")
         await browser.aclose()
         go_on.set()
-        await link.streams[0].was_reset.wait()
-        assert link.streams[0].ended_by is Reason.USER_LEFT
+        await session.streams[0].was_reset.wait()
+        assert session.streams[0].ended_by is Reason.USER_LEFT
 
 
 async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_sent() -> None:
     """TCP does not report a client that closed both halves, until its kernel forgot the connection."""
     async with open_edge() as edge:
-        link = edge.attach("edge1", lambda far: silent(far))
+        session = edge.attach("edge1", lambda far: silent(far))
         listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
         for bound in listener._sockets:
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
@@ -326,8 +326,8 @@ async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_se
         await browser.send_all(GET)
         await receive_until(browser, b"hello")
         await browser.aclose()
-        await link.streams[0].was_reset.wait()
-        assert link.streams[0].ended_by is Reason.USER_LEFT
+        await session.streams[0].was_reset.wait()
+        assert session.streams[0].ended_by is Reason.USER_LEFT
 
 
 async def test_a_client_that_ends_its_input_behind_the_request_gets_the_answer() -> None:
@@ -396,13 +396,13 @@ async def test_an_answer_that_is_no_http_is_502() -> None:
 )
 async def test_hosts_that_lead_nowhere(host: bytes, status: bytes, says: bytes) -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", echo, Service("ssh", "tcp"))
+        session = edge.attach("edge1", echo, Service("ssh", "tcp"))
         browser = await browse(edge)
         await browser.send_all(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
         answer = await receive_all(browser)
         assert answer.startswith(b"HTTP/1.1 " + status)
         assert says in answer
-        assert not link.streams
+        assert not session.streams
 
 
 async def test_the_index_links_what_browsers_can_show() -> None:
@@ -435,7 +435,7 @@ async def test_pipelined_requests_are_answered_in_turn() -> None:
 
 async def test_smuggled_lengths_are_refused() -> None:
     async with open_edge() as edge:
-        link = edge.attach("edge1", answer_with(OK))
+        session = edge.attach("edge1", answer_with(OK))
         browser = await browse(edge)
         await browser.send_all(
             b"POST / HTTP/1.1\r\n"
@@ -443,7 +443,7 @@ async def test_smuggled_lengths_are_refused() -> None:
             + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         )
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 400 ")
-        assert not link.streams
+        assert not session.streams
 
 
 def test_the_web_entrance_serves_this_machine_only() -> None:

@@ -141,7 +141,7 @@ class FarEnd:
 Agent = Callable[[FarEnd], Awaitable[None]]
 
 
-class FakeLink:
+class FakeSession:
     """A session whose ``agent`` runs as a task of ``nursery`` for each opened stream."""
 
     def __init__(
