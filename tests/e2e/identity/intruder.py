@@ -45,10 +45,10 @@ async def main(server: str, what: str, *bundles: str) -> None:
 
 async def _steal(bridge: Bridge, mine: Bundle, victims: Bundle, server: str) -> None:
     async with _connector(bridge, victims).open_session(server) as session:
-        session, secret = session.welcome.session, session.welcome.secret
-        await _try(bridge, mine, server, session, SessionSecret())
-        await _try(bridge, mine, server, session, secret)
-        await _try(bridge, victims, server, session, SessionSecret(secrets.token_bytes(len(secret))))
+        session_id, secret = session.welcome.session, session.welcome.secret
+        await _try(bridge, mine, server, session_id, SessionSecret())
+        await _try(bridge, mine, server, session_id, secret)
+        await _try(bridge, victims, server, session_id, SessionSecret(secrets.token_bytes(len(secret))))
         _say(reason="" if _lives(session) else "the session is gone")
 
 
