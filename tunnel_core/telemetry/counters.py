@@ -120,11 +120,11 @@ class Counters:
         self.node_events[kind] += 1
 
     def dialled(self, entrance: str, seconds: float) -> None:
-        """Count a dial: at the server from ``open`` to ``opened``, at the agent the dial alone."""
+        """Count a dial: at the server from the user's request to ``opened``, at the agent the dial alone."""
         self.dials[entrance_label(entrance)].add(seconds)
 
     def first_byte(self, entrance: str, seconds: float) -> None:
-        """Count the time from the user's first byte to the target's first byte."""
+        """Count the time from the user's request to the target's first byte, at the server alone."""
         self.first_bytes[entrance_label(entrance)].add(seconds)
 
     def snapshot(

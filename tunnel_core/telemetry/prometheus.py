@@ -80,10 +80,14 @@ def _stream_metrics(counters: Counters) -> Iterator[Metric]:
     yield streams
     yield _by_two("streams", "Streams that have ended.", "reason", counters.closed_streams)
     yield _by_two("stream_bytes", "Bytes of ended streams.", "direction", counters.bytes_moved)
-    yield _durations("dial_seconds", "From the open of a stream to its answer.", counters.dials)
+    yield _durations(
+        "dial_seconds",
+        "At the server from the user's request to the agent's answer; at the agent the dial alone.",
+        counters.dials,
+    )
     yield _durations(
         "first_byte_seconds",
-        "From the first byte of the user to the first of the target.",
+        "From the user's request to the first byte of the target.",
         counters.first_bytes,
     )
 
