@@ -1,4 +1,6 @@
-"""Writes docs/environment.md from the schemas; with ``--check``, only says whether it is up to date."""
+"""Write docs/environment.md from the schemas; with ``--check``, compare the file with the code and change
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,14 @@ _HEAD = """\
 Made by `python docs/environment.py` from the code: change it there.
 
 Each single value of [server.toml](install.md#servertoml) and [agent.toml](install.md#agenttoml) can be set
-by a variable, which wins over the file; an error names the variable. Lists (`allow`, `[[service]]`,
-`agents.listen`, ...) come from the file. A variable that begins like one of these, or is nearly one of them,
-and is none is refused as a misspelt key is. What Kubernetes puts into a container for each Service
-(`QANAT_..._PORT` and the like) is passed over.
+by a variable. The variable takes precedence over the file, and an error names it. Lists (`allow`,
+`[[service]]`, `agents.listen`, ...) come from the file alone. The programs refuse any other variable that
+begins with a section (`QANAT_SESSION_...`) or resembles one of these, because it is probably misspelt. They
+ignore the variables that Kubernetes sets in a container for each Service (`QANAT_..._PORT` and the like).
 
-## What no file says
+## Variables without a key in a file
 
-| variable | of | what |
+| variable | read by | meaning |
 |---|---|---|
 """
 OWN = (
@@ -33,24 +35,28 @@ OWN = (
     (
         "QANAT_INIT_NAME",
         "server",
-        "the names that agents and users dial, with commas between: `run` with an empty data folder does"
-        " `qanat-server init` first",
+        "the names that agents and users dial, separated by commas: with an empty data folder, `run` first"
+        " does what `qanat-server init` does",
     ),
     (
         "QANAT_SERVER",
         "agent",
-        "`host` or `host:port` of the server's HTTPS port: `run` without a bundle does `qanat-agent join`"
-        " first",
+        "`host` or `host:port` of the server's HTTPS port: without a bundle, `run` first does what"
+        " `qanat-agent join` does",
     ),
-    ("QANAT_TOKEN_FILE", "agent", "the file with the token for that"),
+    ("QANAT_TOKEN_FILE", "agent", "the file with the token for that join"),
     (
         "QANAT_TOKEN",
         "agent",
-        "the token itself. Others on the machine may read it (`docker inspect`), but the join spends it, and"
-        " then it is worthless",
+        "the token itself. Others on the machine may read it (`docker inspect`), but a token for one node is"
+        " worthless after the join",
     ),
-    ("QANAT_NODE", "agent", "the node's name; if it is not set the token's, else the host's"),
-    ("QANAT_BUNDLE", "`qanat`", "the bundle with which the command comes in"),
+    (
+        "QANAT_NODE",
+        "agent",
+        "the node's name for that join. Default: the name in the token, else the host name",
+    ),
+    ("QANAT_BUNDLE", "`qanat`", "the bundle that the command shows to the server, as `--bundle`"),
     (
         "QANAT_KEY_FILE_MODES",
         "all",
@@ -68,7 +74,7 @@ def text() -> str:
 
 def _table(program: str, schema: type[Any]) -> str:
     rows = [f"| `{one.name}` | `{one.key}` | {one.kind} |" for one in variables_of(schema)]
-    head = [f"## Of the {program}", "", "| variable | key | what may stand in it |", "|---|---|---|"]
+    head = [f"## Keys of the {program}", "", "| variable | key | value |", "|---|---|---|"]
     return "\n".join([*head, *rows, ""])
 
 
