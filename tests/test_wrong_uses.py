@@ -134,7 +134,7 @@ MADE = [
     Wrong("qanat-server init --name localhost --data-dir {here}/server --config {here}/x.toml",
           "already, and {here}/x.toml is not its configuration: choose another folder with --data-dir"),
     Wrong("qanat-server token create --config {here}/server/server.toml",
-          "give node or match (--node NAME, --match PATTERN), for example: qanat-server token create --node"),
+          "give either --node NAME or --match PATTERN, for example: qanat-server token create --node"),
     Wrong("qanat-server service status --config {here}/x.toml",
           "create a server first: qanat-server init --name tunnel.example.com --config {here}/x.toml", 1),
     Wrong("qanat-server issue node edge1 --out {here}/kim.pem --config {here}/server/server.toml",

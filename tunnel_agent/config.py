@@ -102,7 +102,7 @@ class ProxyUrl(Secret):
 
 def _proxy_url(value: object) -> ProxyUrl:
     if not isinstance(value, str):
-        raise InvalidValueError("is not a text", 'write "http://host:port"')
+        raise InvalidValueError("is not a string", 'write "http://host:port"')
     try:
         if value:
             parse_proxy(value, origin="it")

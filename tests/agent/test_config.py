@@ -56,7 +56,7 @@ def test_everything_can_be_set() -> None:
     ("raw", "problem"),
     [
         ({"allow": ["db.local"]}, "allow#1: 'db.local' has no port"),
-        ({"allow": [5]}, "allow#1: 5 is not a text; write it in quotes"),
+        ({"allow": [5]}, "allow#1: 5 is not a string; write it in quotes"),
         ({"service": [{"name": "a--b", "target": "b:1"}]}, "service#1.name: 'a--b' is not a service name"),
         ({"service": [{"name": "web", "target": "other"}]}, "service#1.target: other is a service name"),
         (
@@ -69,7 +69,7 @@ def test_everything_can_be_set() -> None:
             "servers#1: no port from 1 to 65535 in 'tunnel.example.com'; write",
         ),
         ({"server": ["a:1"]}, "server: unknown key; did you mean servers?"),
-        ({"proxy": 5}, "proxy: is not a text"),
+        ({"proxy": 5}, "proxy: is not a string"),
         (
             {"service": [{"name": "web", "target": "http://localhost:1880"}]},
             "service#1.target: a http:// URL stands where an address belongs; write 'localhost:1880';"

@@ -184,7 +184,7 @@ class Ops:
 def parse_text(value: object) -> str:
     """Return ``value`` if it is a text. Raises ``InvalidValueError``."""
     if not isinstance(value, str):
-        raise InvalidValueError(f"{value!r:.80} is not a text", "write it in quotes")
+        raise InvalidValueError(f"{value!r:.80} is not a string", "write it in quotes")
     return value
 
 
@@ -313,7 +313,7 @@ def _is_user_name(text: str) -> bool:
 
 def _secret(value: object) -> Secret:
     if not isinstance(value, str):
-        raise InvalidValueError("is not a text", "write it in quotes")  # do not print the value: it is secret
+        raise InvalidValueError("is not a string", "write it in quotes")  # the value is secret
     return Secret(value)
 
 

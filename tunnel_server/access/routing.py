@@ -138,7 +138,8 @@ def route_web_host(host: str, domain: str) -> WebHost:
         return WebHost()
     label, _, parent = name.partition(".")
     if parent not in (domain, "localhost") or not is_label(label):
-        raise Refused(Reason.NOT_FOUND, f"{name} is not a host of this server; try http://{domain}/")
+        hosts = f"{domain} and SERVICE{SEPARATOR}NODE.{domain}"
+        raise Refused(Reason.NOT_FOUND, f"{name} is not a host of this server; its hosts are {hosts}")
     service, separator, alias = label.partition(SEPARATOR)
     if not separator or not is_service_name(service) or not is_service_name(alias):
         raise Refused(Reason.NOT_FOUND, f"{name} is not of the form SERVICE--NODE.{parent}")

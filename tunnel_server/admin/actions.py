@@ -314,8 +314,8 @@ WRITES: dict[str, Action] = {
 
 def _check_token_subject(node: str, pattern: str, uses: int) -> None:
     if bool(node) == bool(pattern):
-        options = "--node NAME, --match PATTERN), for example: qanat-server token create --node edge1"
-        raise bad(f"a token is for one node, or for all that match a pattern: give node or match ({options}")
+        options = "--node NAME or --match PATTERN, for example: qanat-server token create --node edge1"
+        raise bad(f"a token is for one node, or for all nodes that match a pattern: give either {options}")
     if node and not is_node_name(node):
         raise bad(f"{node[:200]!r} is not a node's name: {NODE_NAME_RULE}")
     if node and uses != 1:

@@ -26,8 +26,8 @@ def command() -> None:
     \b
     Examples:
       qanat-server cert list --node shop-7
-      qanat-server cert revoke 6d1fb4af
-      qanat-server cert unrevoke 6d1fb4af
+      qanat-server cert revoke 6d1fb4afc0a35e82d71944b8f29e06ac5d3b7f81
+      qanat-server cert unrevoke 6d1fb4afc0a35e82d71944b8f29e06ac5d3b7f81
     """
 
 
@@ -71,7 +71,7 @@ def list_certificates(
 def revoke_certificate(
     serial: str, why: str, force: bool, yes: bool, config: Path | None, as_json: bool
 ) -> None:
-    """Revoke the certificate with this SERIAL, as `cert list` or openssl shows it, and its renewals.
+    """Revoke the certificate with this SERIAL, the whole one of `cert list` or openssl, and its renewals.
 
     The command first shows what the revocation ends. All certificates that were renewed from it are revoked
     too. Other certificates of the node or user stay valid: `node revoke` and `user revoke` revoke all.
@@ -79,8 +79,8 @@ def revoke_certificate(
 
     \b
     Examples:
-      qanat-server cert revoke 6d1fb4af --why 'key was in a backup'
-      qanat-server cert revoke 6d1fb4af --yes
+      qanat-server cert revoke 6d1fb4afc0a35e82d71944b8f29e06ac5d3b7f81
+      qanat-server cert revoke 6d1fb4afc0a35e82d71944b8f29e06ac5d3b7f81 --yes
     """
     answer = revoke(config, "serial", serial, why=why, force=force, yes=yes, as_json=as_json)
     if as_json:
@@ -105,7 +105,7 @@ def unrevoke_certificate(serial: str, yes: bool, config: Path | None, as_json: b
 
     \b
     Example:
-      qanat-server cert unrevoke 6d1fb4af
+      qanat-server cert unrevoke 6d1fb4afc0a35e82d71944b8f29e06ac5d3b7f81
     """
     answer = unrevoke(config, "serial", serial, yes=yes, as_json=as_json)
     print_unrevoked(answer, f"certificate {answer['taken_back']['subject']}", "", as_json=as_json)

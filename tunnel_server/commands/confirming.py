@@ -13,7 +13,9 @@ from tunnel_core.humanize import counted, minute_of
 _MAX_SHOWN = 5
 
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask. Scripts need this.")
-force_option = click.option("--force", is_flag=True, help="Revoke even if the server does not know the name.")
+force_option = click.option(
+    "--force", is_flag=True, help="Revoke even if the server does not know the name or serial."
+)
 
 
 def confirm(what: str, question: str, *, yes: bool, as_json: bool, needs_yes: bool = True) -> None:

@@ -52,7 +52,13 @@ class _NameOption(click.Option):
 @click.option("--bundle", type=click.Path(path_type=Path), help="The operator's bundle to write.")
 @click.option("--trust-domain", metavar="DOMAIN", help="[default: the first name if it is a DNS name]")
 @click.option("--agents-port", type=_PORT, default=7001, show_default=True, help="Port for agents.")
-@click.option("--https-port", type=_PORT, default=7002, show_default=True, help="Port for users.")
+@click.option(
+    "--https-port",
+    type=_PORT,
+    default=7002,
+    show_default=True,
+    help="Port for users, and for nodes that join or renew.",
+)
 @click.option(
     "--web-port", type=_PORT, default=7003, show_default=True, help="Port for browsers, loopback only."
 )

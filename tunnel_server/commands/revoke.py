@@ -105,7 +105,7 @@ def revoke(
     """Show what the revocation ends, ask, and revoke. Return the answer. Raises ``CommandError``."""
     ending = perform(config, "GET", "revocations/preview", {"kind": kind, "subject": subject})
     if not ending["known"] and not force:
-        hint = "If it is of another issuer or older than the store, add --force to revoke it."
+        hint = "For a certificate of another issuer, or from before the store, add --force."
         message = f"{ending['unknown']}\nNothing was changed. {hint}"
         raise CommandError(ExitCode.FAILED, message)
     what = ending_text(ending)

@@ -101,7 +101,7 @@ def list_tokens(wide: bool, config: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def revoke(token_id: str, yes: bool, config: Path | None, as_json: bool) -> None:
-    """Revoke TOKEN, by the name that `token list` shows. Nodes that joined with it are not affected.
+    """Revoke TOKEN, by the id that `token list` shows. Nodes that joined with it are not affected.
 
     At a terminal it shows the token and asks first.
 

@@ -172,8 +172,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["token", "create", "--node", "edge_1"], "lower-case letters, digits, '-' and dots"),
         (["token", "create", "--node", "edge-*"], "lower-case letters, digits, '-' and dots"),
-        (["token", "create"], "give node or match"),
-        (["token", "create", "--node", "a", "--match", "a-*"], "give node or match"),
+        (["token", "create"], "give either --node NAME or --match PATTERN"),
+        (["token", "create", "--node", "a", "--match", "a-*"], "give either --node NAME or --match PATTERN"),
         (["token", "create", "--match", "edge"], "a node's name with one to four *"),
         (["token", "create", "--node", "a", "--uses", "2"], "a token for one node has one use"),
         (["token", "create", "--node", "a", "--ttl", "soon"], "15m, 24h"),

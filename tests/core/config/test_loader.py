@@ -147,7 +147,7 @@ def test_every_problem_is_reported_at_once() -> None:
         ({"on": 1}, "on: 1 is not a boolean; write true or false"),
         ({"plain": True}, "plain: True is not a whole number; write it without quotes"),
         ({"count": 0}, "count: 0 is out of range; write a number from 1"),
-        ({"name": 5}, "name: 5 is not a text; write it in quotes"),
+        ({"name": 5}, "name: 5 is not a string; write it in quotes"),
         (
             {"mode": "999"},
             "mode: '999' is not a file mode; write it octal and in quotes, for example \"0600\"",

@@ -129,8 +129,8 @@ async def test_the_authority_is_shown_and_rotated_and_the_server_informed(tmp_pa
 @pytest.mark.parametrize(
     ("path", "given_body", "sentence"),
     [
-        ("tokens/create", {}, "give node or match"),
-        ("tokens/create", {"node": "a", "match": "a*"}, "give node or match"),
+        ("tokens/create", {}, "give either --node NAME or --match PATTERN"),
+        ("tokens/create", {"node": "a", "match": "a*"}, "give either --node NAME or --match PATTERN"),
         ("tokens/create", {"node": "A b"}, "not a node's name"),
         ("tokens/create", {"node": "a", "uses": 2}, "one use"),
         ("tokens/create", {"match": "a"}, "not a pattern"),

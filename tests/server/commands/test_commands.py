@@ -88,13 +88,13 @@ def test_token_create_prints_the_line_to_paste(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("token", "create"), 2, "give node or match"),
+        (("token", "create"), 2, "give either --node NAME or --match PATTERN"),
         (("token", "create", "--node", "a", "--ttl", "soon"), 2, "write 90s, 15m, 24h or 7d"),
         (("token", "create", "--node", "a", "--ttl", "999d"), 2, "ttl_seconds must be from 1"),
         (("token", "revoke", "nothing"), 1, "there is no token 'nothing'"),
         (("node", "revoke", "No Node"), 2, "is not a node name"),
         (("node", "revoke", "shop-7"), 1, "no node shop-7 is known here; `qanat nodes` lists"),
-        (("node", "revoke", "shop-7", "--yes"), 1, "If it is of another issuer"),
+        (("node", "revoke", "shop-7", "--yes"), 1, "For a certificate of another issuer"),
         (("user", "revoke", "operatr", "--yes"), 1, "did you mean operator?"),
         (("cert", "revoke", "abc", "--yes"), 1, "no certificate with serial abc is known here"),
         (("user", "revoke", "operator"), 2, "there is no terminal for a question. Add --yes to do it."),
