@@ -13,7 +13,11 @@ from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 
 
 @click.command("health")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="[default: by user]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file. [default: /etc/qanat/agent.toml; not as root: ~/.config/qanat/agent.toml]",
+)
 def command(config: Path | None) -> None:
     """Check that the agent on this machine answers: exit code 0 if it does, 1 if not.
 

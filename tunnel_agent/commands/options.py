@@ -12,7 +12,11 @@ from tunnel_core.config.loader import ConfigError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
-config_option = click.option("--config", type=_FILE, help="The agent's configuration. [default: by user]")
+config_option = click.option(
+    "--config",
+    type=_FILE,
+    help="Configuration file. [default: /etc/qanat/agent.toml; not as root: ~/.config/qanat/agent.toml]",
+)
 bundle_option = click.option("--bundle", type=_FILE, help="The node's bundle, in place of bundle_file.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -19,7 +19,7 @@ _SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.option("--install", is_flag=True, help="Write it to where the shell looks: for all users if root.")
 def completion(shell: str, install: bool) -> None:
-    """Print the script with which SHELL completes the commands and options of this program.
+    """Print the script with which your shell completes the commands and options of this program.
 
     `qanat` also completes the names of nodes and services, which it requests from the server for at most 1.5
     s.

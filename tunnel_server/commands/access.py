@@ -30,7 +30,9 @@ from tunnel_server.store.store import open_store
 Json = dict[str, Any]
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path), help="The server's configuration. [default: by user]"
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Configuration file. [default: /etc/qanat/server.toml; not as root: ~/.config/qanat/server.toml]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -69,7 +69,7 @@ def show_authority(config: Path | None, as_json: bool) -> None:
 def rotate(
     step: str, force: bool, root_key: Path | None, yes: bool, config: Path | None, as_json: bool
 ) -> None:
-    """Take one STEP. Weeks lie between the steps; `ca show` shows when the next step is safe.
+    """Take one step of a rotation. Wait weeks between steps; `ca show` shows when the next one is safe.
 
     At a terminal it shows what the step does and which nodes and users it cuts off, and asks first.
 

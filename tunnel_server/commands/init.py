@@ -47,7 +47,11 @@ class _NameOption(click.Option):
     metavar="DNS-OR-IP",
     help="Address of this server for agents and users. May be repeated; the first is the main one.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Keys and state. [default: by user]")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Keys and state. [default: /var/lib/qanat; not as root: ~/.local/share/qanat]",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration file to write.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="The operator's bundle to write.")
 @click.option("--trust-domain", metavar="DOMAIN", help="[default: the first name if it is a DNS name]")

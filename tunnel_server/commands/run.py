@@ -26,7 +26,11 @@ _log = logging.getLogger("qanat.server")
 
 
 @click.command("run")
-@click.option("--config", type=click.Path(path_type=Path), help="[default: /etc/qanat/server.toml for root]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Configuration file. [default: /etc/qanat/server.toml; not as root: ~/.config/qanat/server.toml]",
+)
 def command(config: Path | None) -> None:
     """Serve agents and users. SIGTERM drains: streams get drain_seconds to finish. SIGHUP reloads
     certificates. The end of the terminal in which the server was started also drains.
