@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from certs.x509 import VerifiedCertificate
-from tests.agent.attach.test_loop import FakeLink
+from tests.agent.attach.test_loop import FakeSession
 from tests.server.nodes.test_attach import AgentsPort, open_agents_port
 from tests.support.fakes import memory_link
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
@@ -216,7 +216,7 @@ async def test_a_new_session_that_is_refused(reason: Reason, autojump_clock: tri
     tried: list[float] = []
 
     @asynccontextmanager
-    async def refuse(server: str) -> AsyncIterator[FakeLink]:
+    async def refuse(server: str) -> AsyncIterator[FakeSession]:
         tried.append(trio.current_time())
         raise Refused(reason)
         yield
