@@ -49,6 +49,9 @@ FIGURES = {
         Figure("keystroke_extra_ms_thin", "the same at 2 Mbit/s and 300 ms", 400, 150, _DOWN),
         Figure("bulk_share", "the least of 20 Mbit/s that bulk reaches meanwhile", 0.8, 0.9, _UP),
         Figure("resume_seconds", "streams go on after a black hole of 10 s, the slowest", 2, 1, _DOWN),
+        Figure(
+            "moves_in_10_starts", "moves in ten first downloads over a path that became slow", 1, 0, _DOWN
+        ),
         Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 100, 100, _DOWN),
         Figure("idle_kb_per_hour_metered", "the same with the profile metered", 15, 15, _DOWN),
         Figure("cpu_us_echo1", "CPU of one echo, one at a time, us", 600, 450, _DOWN),
@@ -75,6 +78,7 @@ FAMILIES = {
     "idle_link": ("idle_kb_per_hour", "idle_kb_per_hour_metered"),
     "keystrokes": ("keystroke_extra_ms", "keystroke_extra_ms_thin", "bulk_share"),
     "black_hole": ("resume_seconds",),
+    "moves": ("moves_in_10_starts",),
     "paths": (),
 }
 """Rows that are measured together, in the order of a whole run: memory first, on fresh processes."""

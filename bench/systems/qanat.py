@@ -228,9 +228,9 @@ def metric(ops: int, name: str, place: Place = HERE) -> float:
     return sum(map(float, values))
 
 
-def labelled(ops: int, series: str) -> float:
+def labelled(ops: int, series: str, place: Place = HERE) -> float:
     """Return one series of a counter, by its name with labels; 0 before its first count."""
-    _, text = _get(ops, "/metrics", HERE)
+    _, text = _get(ops, "/metrics", place)
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{series} "))
 
 

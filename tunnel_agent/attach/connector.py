@@ -13,6 +13,7 @@ import trio
 
 from certs.bundle import Bundle
 from tunnel_agent.attach.failover import SessionFailover
+from tunnel_agent.attach.path_probe import Hop
 from tunnel_agent.config import SOFTWARE
 from tunnel_agent.installation import Installation
 from tunnel_agent.network.proxy import Proxy, ProxyError
@@ -116,6 +117,7 @@ class Connector:
             on_state_change=self.on_state_change,
             on_carried=self._watch_route,
             attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
+            hops=tuple if self.metered else functools.partial(self._hops, server),
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -201,6 +203,15 @@ class Connector:
 
     async def _watch_route(self) -> None:
         self.route.watch(self._first_hop_addresses)
+
+    def _hops(self, server: str) -> Sequence[Hop]:
+        """Return the addresses and the port of the first hop on the way to ``server``."""
+        try:
+            proxy = self.proxy.proxy_for(server)
+        except ProxyError:
+            return ()
+        _, port = split_host_port(proxy.address if proxy else server)
+        return [(address, port) for address in self._first_hop_addresses]
 
     def _make_session(self, attachment: Attachment) -> Session:
         assert attachment.handshake.hello is not None

@@ -9,12 +9,13 @@ import functools
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import trio
 
 from tunnel_agent.attach.failover_policy import Abandon, Action, CarrierStatus, FailoverPolicy, Start
+from tunnel_agent.attach.path_probe import Hop, PathProbe
 from tunnel_core.reasons import Reason, Refused, Retry
 from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.session import Session
@@ -50,6 +51,7 @@ class SessionFailover:
 
     ``on_state_change`` is called with each event of the session, and with None whenever the state may have
     changed without an event. ``on_carried`` is called for each carrier of the session, also for the first.
+    ``hops`` returns the addresses whose answer shows that a dead path is back; none, and no probes are sent.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class SessionFailover:
         on_state_change: Callable[[SessionEvent | None], None],
         on_carried: Callable[[], Awaitable[None]],
         attempt_seconds: float = 1.5,
+        hops: Callable[[], Sequence[Hop]] = tuple,
     ) -> None:
         self._session = session
         self._attach = attach
@@ -72,6 +75,7 @@ class SessionFailover:
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
         )
+        self._probe = PathProbe(hops, self._path_returned)
         self.offered: Attachment | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
@@ -84,6 +88,10 @@ class SessionFailover:
         if attachment is not None and attachment.carrier.lost_local_address():
             self._session.carrier_lost("this machine no longer has the address that the carrier used")
         self._policy.route_changed()
+        self._wake()
+
+    def _path_returned(self, since: float) -> None:
+        self._policy.path_returned(since)
         self._wake()
 
     def refresh(self) -> None:
@@ -109,6 +117,7 @@ class SessionFailover:
         """Replace carriers until the session has ended. Cancellation abandons the attempts under way."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._poll_policy, nursery)
+            nursery.start_soon(self._probe.run)
             nursery.start_soon(self._on_carried)
             await self._session.wait_ended()
             nursery.cancel_scope.cancel()
@@ -117,7 +126,9 @@ class SessionFailover:
         while True:
             self._on_state_change(None)  # no event reports the arrival of a late answer
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
-            self._act(self._policy.poll(now, self._carrier_status(), chance), nursery)
+            status = self._carrier_status()
+            self._act(self._policy.poll(now, status, chance), nursery)
+            self._probe.enable(wanted=self._policy.may_probe(now, status))
             is_late = self._session.statistics().late_since < math.inf
             if self._session.attachment is not None:  # leaves bandwidth to the attempt beside it
                 self._session.attachment.carrier.throttle(enabled=self._policy.is_trying and is_late)

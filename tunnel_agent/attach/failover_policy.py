@@ -30,6 +30,8 @@
 9. ``refresh`` replaces a carrier without a fault, because it presents a certificate that has a successor.
    The policy makes one attempt at a time at a slow pace, and the session moves to the first welcomed one. A
    move for another reason also completes the refresh, if its attempt began after ``refresh``.
+10. ``path_returned`` starts an attempt at once, because the attempts under way wait for TCP's back-off. While
+    ``may_probe``, ``path_probe.py`` watches for that moment: in young trouble without a connected attempt.
 """
 
 from __future__ import annotations
@@ -143,6 +145,17 @@ class FailoverPolicy:
     def route_changed(self) -> None:
         """Note that the route to the server changed. The next ``poll`` acts on it."""
         self._route_changed = True
+
+    def may_probe(self, now: float, carried: CarrierStatus) -> bool:
+        """Whether to watch for the return of a path that seems dead."""
+        is_dead = self._in_trouble and (carried.lost or carried.silent)
+        return is_dead and self._is_young(now) and len(self._unconnected) == len(self._under_way)
+
+    def path_returned(self, since: float) -> None:
+        """Note that a dead path carries packets sent at ``since``. The next ``poll`` acts on it."""
+        attempts = self._under_way.values()
+        if not any(attempt.connected or attempt.began_at >= since for attempt in attempts):
+            self._next_at = min(self._next_at, since)
 
     @property
     def refreshes(self) -> bool:

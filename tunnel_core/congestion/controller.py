@@ -191,6 +191,11 @@ class CongestionController:
         """Return when pacing allows bulk again; infinity unless pacing made the last ``room`` 0."""
         return self._pacer.deadline
 
+    def restart(self) -> None:
+        """Let the limit grow again from its minimum, because it was not needed for a while."""
+        self.limit = min(self.limit, _MIN_LIMIT)
+        self.packet_bytes = self._packet_bytes()
+
     def note_app_limited(self) -> None:
         """Note that the session has no more to send, though the limit allows more."""
         if self._estimator.in_flight < self.limit:

@@ -234,6 +234,41 @@ def test_hanging_attempts_in_the_first_two_minutes() -> None:
     assert 12 <= len(times) <= 15
 
 
+def test_a_path_that_returned_starts_an_attempt_at_once() -> None:
+    machine = attempts()
+    machine.poll(100, LOST, 0)
+    machine.poll(101, LOST, 0)
+    machine.path_returned(101.3)
+    assert machine.due == 101.3
+    assert machine.poll(101.35, LOST, 0) == [Abandon(2), Start(3, 10)], "the older one may be on a slow path"
+    assert machine.due == 102.35
+
+
+def test_a_path_that_returned_needs_no_attempt_beside_one_that_uses_it() -> None:
+    machine = attempts()
+    machine.poll(100, LOST, 0)
+    machine.path_returned(99.9)
+    assert machine.poll(100.1, LOST, 0) == [], "it began after the path was back"
+    assert machine.connected(1, LOST)
+    machine.path_returned(100.5)
+    assert machine.poll(100.6, LOST, 0) == [], "its answer is under way"
+
+
+def test_a_path_is_probed_in_young_trouble_only() -> None:
+    machine = attempts()
+    assert not machine.may_probe(100, LOST), "nothing was tried yet"
+    machine.poll(100, QUIET, 0)
+    assert machine.may_probe(100, QUIET)
+    assert not machine.may_probe(100.5, backlogged(99)), "the carrier lives"
+    machine.connected(1, QUIET)
+    assert not machine.may_probe(101, QUIET), "the path works"
+    machine.failed(1)
+    assert machine.may_probe(129, LOST)
+    assert not machine.may_probe(131, LOST), "a fleet must not come back in one instant"
+    machine.poll(131, WELL, 0)
+    assert not machine.may_probe(131, WELL)
+
+
 def test_a_refresh_moves_a_session_that_is_well() -> None:
     machine = attempts()
     machine.refresh()

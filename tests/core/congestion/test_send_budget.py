@@ -194,6 +194,46 @@ def test_paced_bytes_get_one_time_at_which_they_may_leave() -> None:
     assert server.next_packet(due) is not None
 
 
+@pytest.mark.parametrize("idle_seconds", [1.5, 60.0])
+def test_a_path_that_became_slow_during_a_rest_gets_no_limit_of_the_fast_one(idle_seconds: float) -> None:
+    site = Site(rate=100 * MIB, delay=0.0002)
+    near, far = site.open()
+    near.push(bytes(8 * MIB))
+    site.run(2)
+    assert drain(far) == 8 * MIB and site.server.congestion.limit > 512 * KIB
+    site.run(idle_seconds)
+    site.rate, site.delay = 2_500_000, 0.025
+    near.push(bytes(8 * MIB))
+    longest_queue = 0.0
+    for _ in range(100):
+        site.run(0.02)
+        longest_queue = max(longest_queue, site.free_at[site.server] - site.now)
+    assert longest_queue < 0.2
+    assert drain(far) > 0.8 * 2 * site.rate
+
+
+def test_a_limit_in_use_is_not_started_again_by_a_short_rest() -> None:
+    site = Site(rate=100 * MIB, delay=0.0002)
+    near, far = site.open()
+    for _ in range(5):
+        near.push(bytes(4 * MIB))
+        site.run(0.5)
+        assert drain(far) == 4 * MIB
+        assert site.server.congestion.limit > 512 * KIB
+
+
+def test_keystrokes_alone_do_not_keep_a_limit() -> None:
+    site = Site(rate=100 * MIB, delay=0.0002)
+    near, far = site.open()
+    near.push(bytes(8 * MIB))
+    site.run(2)
+    assert drain(far) == 8 * MIB
+    for _ in range(20):
+        near.push(b"key")
+        site.run(0.1)
+    assert site.server.congestion.limit <= 32 * KIB
+
+
 def test_a_new_carrier_has_a_controller_of_its_own() -> None:
     site = Site()
     near, _ = site.open()
