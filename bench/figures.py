@@ -40,6 +40,10 @@ FIGURES = {
         Figure("stalled_over_credit", "RSS of 100 stalled streams / their credit, worse side", 2, 1, _DOWN),
         Figure("agent_rss_mib", "MiB of an idle agent", 60, 48, _DOWN),
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
+        Figure(
+            "rss_left_mib_server", "MiB of the server a minute after work, beyond the start", 10, 5, _DOWN
+        ),
+        Figure("rss_left_mib_agent", "MiB of the agent a minute after work, beyond the start", 10, 5, _DOWN),
         Figure("agents_kib", "KiB of the server for each attached agent", 150, 80, _DOWN),
         Figure("agents_cpu_percent", "% of a core for all attached agents when idle", 5, 1, _DOWN),
         Figure(
@@ -65,6 +69,7 @@ FIGURES = {
 
 FAMILIES = {
     "idle": ("agent_rss_mib", "stream_kib"),
+    "after_work": ("rss_left_mib_server", "rss_left_mib_agent"),
     "bulk": ("download_vs_grpc", "upload_vs_grpc", "download8_vs_grpc"),
     "echo": ("echo_p50_vs_grpc", "echo8_vs_grpc", "echo64_vs_grpc"),
     "connections": ("connect_p50_vs_grpc", "connects_vs_grpc"),

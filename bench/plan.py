@@ -22,6 +22,12 @@ class Plan:
     idle_streams: int
     ssh_idle_streams: int
     """Fewer, because `ssh -R` takes 43 ms to open each."""
+    work_connections: int
+    """Connections before the memory of quiet programs is measured."""
+    work_mib: int
+    """MiB each way before that."""
+    quiet_seconds: float
+    """Time between that work and its measurement."""
     fleet: int
     fleet_seconds: float
     """Duration of the fleet's measurement; its pings come every 15 s."""
@@ -43,6 +49,9 @@ WHOLE = Plan(
     connects=300,
     idle_streams=800,
     ssh_idle_streams=200,
+    work_connections=20_000,
+    work_mib=4096,
+    quiet_seconds=60,
     fleet=2000,
     fleet_seconds=45,
     typing_seconds=12,
@@ -59,6 +68,9 @@ QUICK = Plan(
     connects=30,
     idle_streams=400,
     ssh_idle_streams=50,
+    work_connections=500,
+    work_mib=512,
+    quiet_seconds=12,
     fleet=200,
     fleet_seconds=5,
     typing_seconds=5,

@@ -11,7 +11,7 @@ import pytest
 from tests.test_fences import ROOT, imports_of, modules, top
 
 VOCABULARY = {"names", "identity", "reasons", "limits", "humanize", "node_patterns", "sources", "tally"} | {
-    *("text_files", "version")
+    *("text_files", "version", "kept_errors")
 }
 ORDER = {
     "tunnel_core": [

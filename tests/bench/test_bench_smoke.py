@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -40,7 +41,9 @@ from bench.plan import QUICK, WHOLE, Plan
 from bench.processes import BenchError, module
 from bench.report import Report, lines
 from bench.rounds import Row, alternate, ratio
+from bench.rows import after_work
 from bench.systems import grpc_baseline
+from bench.systems.qanat import Product
 from bench.systems.system import System, on_loopback
 from bench.thin_link import LOADS, Line, type_beside
 from bench.usage import cpu_seconds, resident_bytes
@@ -166,6 +169,23 @@ def test_rows_of_a_link_are_skipped_by_name_where_there_is_none(
     world = World(plan, tmp_path, {}, contextlib.ExitStack())
     assert not list(importlib.import_module(f"bench.rows.{family}").measure(world))
     assert world.skipped == dict.fromkeys(FAMILIES[family], "needs root, for network namespaces")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_memory_after_work_is_measured_beyond_the_start(
+    whole: bool, to: Mapping[str, Dial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dataclasses.replace(
+        QUICK, whole=whole, work_connections=8, work_mib=16, quiet_seconds=0, rate_seconds=0.05
+    )
+    direct = Product("qanat", to, (os.getpid(),), (os.getpid(),))
+    monkeypatch.setattr(World, "fresh_product", lambda _: contextlib.nullcontext(direct))
+    rows = list(after_work.measure(World(plan, tmp_path, {}, contextlib.ExitStack())))
+    assert [row.key for row in rows] == list(FAMILIES["after_work"])
+    for row in rows:
+        start, quiet = row.samples["start"][0], row.samples["quiet"][0]
+        assert start > 1 and row.value == pytest.approx(quiet - start)
+        assert "16 MiB each way" in row.note and ("less than" in row.note) is not whole
 
 
 def test_every_figure_belongs_to_a_family() -> None:

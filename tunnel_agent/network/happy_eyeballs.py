@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import trio
 
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, tune
@@ -118,7 +119,7 @@ class _Race:
         try:
             stream = await self._connect(address, self._port)
         except OSError as error:
-            self.errors.append(error.with_traceback(None))
+            self.errors.append(without_frames(error))
             failed.set()
             return
         self._finish(Connected(stream, join_host_port(address, self._port)), scope)

@@ -17,6 +17,8 @@ from typing import TypeAlias
 
 import trio
 
+from tunnel_core.kept_errors import without_frames
+
 MAX_TARGET_LOOKUPS = 64
 """Names of targets that are looked up at once, a thread each."""
 _MAX_LOOKUPS = 16
@@ -72,7 +74,7 @@ def _try_look_up(host: str) -> list[str] | OSError:
     try:
         return _look_up(host, 0)
     except OSError as error:
-        return error.with_traceback(None)
+        return without_frames(error)
 
 
 def _limiter(threads: _Threads, most: int) -> trio.CapacityLimiter:

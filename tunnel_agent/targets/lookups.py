@@ -19,6 +19,7 @@ import trio
 
 from tunnel_agent.network.resolver import MAX_TARGET_LOOKUPS, Resolve, resolve_host
 from tunnel_core.humanize import counted
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.tally import Tally
 
 _log = logging.getLogger("qanat.streams")
@@ -103,7 +104,7 @@ class TargetLookups:
         try:
             look_up.addresses = await self._resolve(look_up.host)
         except OSError as error:
-            look_up.error = error.with_traceback(None)
+            look_up.error = without_frames(error)
             self._remember(look_up.host, error)
         except Exception as error:
             _log.exception("the look-up of %s failed", look_up.host)

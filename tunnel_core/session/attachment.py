@@ -18,6 +18,7 @@ from typing import Protocol
 import trio
 
 from tunnel_core.carrier.interface import Carrier, CarrierPort
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.handshake import AgentHandshake, ServerHandshake
@@ -258,6 +259,6 @@ class Attachment:
 
     def _fail(self, refused: Refused) -> None:
         if not self._settled.is_set():
-            self._failure = refused.with_traceback(None)
+            self._failure = without_frames(refused)
             self._received_any.set()
             self._settled.set()

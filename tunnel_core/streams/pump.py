@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.limits import MIB
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.tunnel_stream import TunnelStream
@@ -67,8 +68,7 @@ class Pump:
         try:
             continues = self._move() if not self.is_done else not self._source.peer_stopped_receiving
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            # A kept traceback would refer to this frame: a cycle of a hundred objects, with both sockets.
-            self.error = error.with_traceback(None)
+            self.error = without_frames(error)
             continues = False
         if not continues:
             self.needs_task = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
@@ -281,6 +282,7 @@ def _versions() -> Json:
     }
 
 
+@functools.cache  # each look-up reads files, and leaves reference cycles of Python's own
 def _installed(distribution: str) -> str:
     try:
         return metadata.version(distribution)

@@ -14,6 +14,7 @@ import h11
 
 from tunnel_core.http.router import Router, Section
 from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.reasons import Refused
 from tunnel_server.access.opener import NotOpened
 from tunnel_server.accounting.stream_records import StreamRecorder
@@ -84,7 +85,7 @@ class HttpsEntrance:
             if self._users is not None:
                 self._users.add(user.name)  # A connection above the limit is served without a user.
         except Refused as refused:
-            return refused.with_traceback(None)
+            return without_frames(refused)
         accepted.ticket.authenticated()
         return user
 

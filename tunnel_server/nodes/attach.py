@@ -20,6 +20,7 @@ from certs.x509 import IdentityError, Usage, VerifiedCertificate, proven_leaf
 from tunnel_core.carrier.interface import Carrier
 from tunnel_core.congestion.token_bucket import TokenBucket
 from tunnel_core.identity import Role
+from tunnel_core.kept_errors import without_frames
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import node_alias
@@ -111,7 +112,7 @@ class SessionAcceptor:
             except AttachRejected as rejected:
                 return Rejected(rejected.reason, rejected.detail, int(rejected.retry_after_seconds * 1000))
             except Refused as refusal:
-                pending.refused = refusal.with_traceback(None)  # a traceback would be a reference cycle
+                pending.refused = without_frames(refusal)
                 return Rejected(refusal.reason, refusal.detail, _retry_ms(refusal))
 
         attachment = Attachment(carrier, ServerHandshake(offer), self._on_use)
@@ -131,7 +132,7 @@ class SessionAcceptor:
         try:
             self._credential_watch.require(certificate)
         except Refused as refused:
-            return refused.with_traceback(None)  # a traceback would be a reference cycle
+            return without_frames(refused)
         return None
 
     def _why_no_room(self) -> Refused | None:
@@ -145,7 +146,7 @@ class SessionAcceptor:
             leaf = carrier.peer.leaf_pem
             return proven_leaf(leaf, usage=Usage.CLIENT, role=Role.NODE, trust_domain=domain), None
         except Refused as refused:
-            return None, refused.with_traceback(None)
+            return None, without_frames(refused)
         except Exception:  # one malformed certificate must not end the server
             _log.exception("the certificate of %s could not be read", carrier.peer.address)
             return None, Refused(Reason.INTERNAL_ERROR)

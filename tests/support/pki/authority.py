@@ -7,8 +7,9 @@ import functools
 import ssl
 from pathlib import Path
 
+from certs.authority_folder import save_new
 from certs.bundle import Bundle, write_bundle
-from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, Leaf, create_authority
+from certs.ca import LEAF_DAYS, LOOPBACK_NAMES, Authority, Leaf, NewAuthority, create_authority
 from tunnel_core.identity import Role, SpiffeId
 
 TRUST_DOMAIN = "test.internal"
@@ -16,12 +17,17 @@ TRUST_DOMAIN = "test.internal"
 
 def authority(trust_domain: str = TRUST_DOMAIN) -> Authority:
     """Return the authority of a trust domain, the same for the whole test run."""
-    return _authority(trust_domain)
+    return _created(trust_domain).authority
+
+
+def save_authority(folder: Path) -> None:
+    """Save the authority of ``TRUST_DOMAIN`` in ``folder``, for a server that issues certificates."""
+    save_new(_created(TRUST_DOMAIN), folder)
 
 
 @functools.cache
-def _authority(trust_domain: str) -> Authority:
-    return create_authority(trust_domain).authority
+def _created(trust_domain: str) -> NewAuthority:
+    return create_authority(trust_domain)
 
 
 @functools.cache

@@ -102,6 +102,8 @@ class Site:
     extra: str = ""
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     ready: Line = dataclasses.field(default_factory=dict)
+    server_command: list[str] = dataclasses.field(default_factory=lambda: SERVER)
+    agent_command: list[str] = dataclasses.field(default_factory=lambda: AGENT)
     _opened: list[trio.SocketStream] = dataclasses.field(default_factory=list)
 
     @property
@@ -123,7 +125,7 @@ class Site:
 
     @asynccontextmanager
     async def server(self) -> AsyncIterator[Program]:
-        async with running([*SERVER, "run", "--config", str(self.config)]) as program:
+        async with running([*self.server_command, "run", "--config", str(self.config)]) as program:
             self.ready = await program.line("ready")
             try:
                 yield program
@@ -133,16 +135,22 @@ class Site:
 
     @asynccontextmanager
     async def agent(
-        self, allow: str, *, leaf: Leaf | None = None, role: Role = Role.NODE
+        self,
+        allow: str,
+        *,
+        leaf: Leaf | None = None,
+        role: Role = Role.NODE,
+        server: str = "",
+        node: str = "edge1",
     ) -> AsyncIterator[Program]:
-        """Run an agent of node edge1, or with another node's certificate."""
-        bundle = pki.bundle_of(role, "edge1", agents=(self.ready["agents"],))
+        """Run an agent of ``node``, or with another certificate. ``server``: its address for agents."""
+        bundle = pki.bundle_of(role, node, agents=(server or self.ready["agents"],))
         if leaf is not None:
             bundle = dataclasses.replace(bundle, key_pem=leaf.credential.key_pem, chain_pem=leaf.chain_pem)
         write_bundle(self.folder / "node.pem", bundle)
         config = self.folder / "agent.toml"
         config.write_text(f'allow = ["{allow}"]\n[ops]\nlisten = "{ANYWHERE}"\n')
-        async with running([*AGENT, "run", "--config", str(config)]) as program:
+        async with running([*self.agent_command, "run", "--config", str(config)]) as program:
             yield program
 
     async def page(self, path: str, ops: str = "") -> tuple[int, str]:
@@ -182,11 +190,13 @@ class Site:
         """Ask for the version as a client whose roots differ from those of its own leaf."""
         return await self.ask("GET /api/v1/version", dataclasses.replace(leaf, roots_pem=roots_pem))
 
-    async def ask(self, request: str, leaf: Leaf | None = None) -> tuple[int, str, str]:
+    async def ask(
+        self, request: str, leaf: Leaf | None = None, *, fields: str = "connection: close", body: bytes = b""
+    ) -> tuple[int, str, str]:
         """Return status, reason phrase and body of one request to the HTTPS listener."""
         stream = await self.tls("https", leaf)
         try:
-            await stream.send_all(f"{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            await stream.send_all(f"{request} HTTP/1.1\r\nhost: x\r\n{fields}\r\n\r\n".encode() + body)
             head, _, body = b"".join([piece async for piece in stream]).partition(b"\r\n\r\n")
         finally:
             await trio.aclose_forcefully(stream)
