@@ -83,8 +83,14 @@ class Listener:
         admission: Admission,
         reporter: Reporter,
         decline: Decline | None = None,
+        *,
+        gives_way: bool = True,
     ) -> None:
-        """``decline`` answers a refused connection; without it such a connection is reset."""
+        """``decline`` answers a refused connection; without it such a connection is reset.
+
+        ``gives_way`` is False if the handler authenticates each connection in its first step, so that no
+        connection that it serves ever gives way to another one.
+        """
         self.entrance = entrance
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
@@ -96,6 +102,7 @@ class Listener:
         self._admission = admission
         self._reporter = reporter
         self._decliner = Decliner(decline)
+        self._gives_way = gives_way
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
         self._logged_at = -float("inf")
@@ -218,9 +225,12 @@ class Listener:
             self._refuse(stream, accepted.source, refused, connections)
             return
         try:
-            with trio.CancelScope() as scope:
-                accepted.ticket.on_evicted = scope.cancel
-                await handler(accepted)
+            if self._gives_way:
+                with trio.CancelScope() as scope:
+                    accepted.ticket.on_evicted = scope.cancel
+                    await handler(accepted)
+            else:
+                await handler(accepted)  # without a scope, which would cost as much as the accept
         except OSError as error:
             _log.debug("%s lost a connection: %s", self.entrance, error)
         except Exception:
@@ -265,8 +275,10 @@ async def listen_tcp(
     admission: Admission,
     reporter: Reporter,
     decline: Decline | None = None,
+    *,
+    gives_way: bool = True,
 ) -> Listener:
-    """Return a listener on all ``addresses`` (``host:port``).
+    """Return a listener on all ``addresses`` (``host:port``); ``gives_way`` as in :class:`Listener`.
 
     Raises ``CannotListen``. No socket stays open then, nor after a cancellation.
     """
@@ -278,7 +290,7 @@ async def listen_tcp(
         for bound in sockets:
             bound.close()
         raise
-    return Listener(entrance, sockets, admission, reporter, decline)
+    return Listener(entrance, sockets, admission, reporter, decline, gives_way=gives_way)
 
 
 def listen_unix(
