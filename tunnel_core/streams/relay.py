@@ -19,8 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -50,8 +49,7 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RelayResult:
+class RelayResult(NamedTuple):
     """The bytes that a relay moved, and how it ended: ``DONE`` if both halves ended."""
 
     bytes_a_to_b: int

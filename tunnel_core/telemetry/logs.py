@@ -13,7 +13,6 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
@@ -208,8 +207,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, int | str) else str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamFacts:
+class StreamFacts(NamedTuple):
     """Fields of a stream that are known when it opens. ``stream`` is the id that both ends log."""
 
     stream: str

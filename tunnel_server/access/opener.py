@@ -6,8 +6,8 @@ An entrance authenticates the user and finds the route. This module does not dep
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import trio
 
@@ -24,8 +24,7 @@ from tunnel_server.auth.users import User
 from tunnel_server.nodes.registry import Nodes
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRequest:
+class StreamRequest(NamedTuple):
     """Request of an authenticated user for a stream. ``source`` is the user's address or uid.
 
     With ``target_tls`` the agent speaks TLS to an https service, because this server reads the user's bytes

@@ -18,9 +18,8 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import trio
 
@@ -52,8 +51,7 @@ class Reporter(Protocol):
         """Record the refusal of a connection from ``source`` (``host:port``, or a user id)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedConnection:
+class AcceptedConnection(NamedTuple):
     """A connection that was admitted. ``address`` is its ``host:port``, empty for a unix socket."""
 
     stream: trio.abc.HalfCloseableStream
