@@ -47,8 +47,12 @@ def ratio(samples: Samples, above: str, below: str) -> float:
 
 
 def against_baselines(key: str, unit: str, samples: Samples) -> Iterator[Row]:
-    """Yield the rows `<key>_vs_grpc`, `key` inside `vs_ssh`, and the load's head-room inside `direct`."""
-    yield Row(f"{key}_vs_grpc", ratio(samples, "qanat", "grpc"), unit, samples)
+    """Yield the rows `<key>_vs_grpc`, `key` inside `vs_ssh`, and the load's head-room inside `direct`.
+
+    A baseline without samples has no row.
+    """
+    if samples.get("grpc"):
+        yield Row(f"{key}_vs_grpc", ratio(samples, "qanat", "grpc"), unit, samples)
     yield from against_ssh(key, samples)
     above, below = ("qanat", "direct") if unit == "us" else ("direct", "qanat")
     yield Row(key, ratio(samples, above, below), inside="direct")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 from bench.plan import Plan
-from bench.processes import module
+from bench.processes import BenchError, module
 from bench.systems import grpc_baseline, qanat, ssh
 from bench.systems.qanat import Product
 from bench.systems.system import System, on_loopback
 
 S = TypeVar("S", bound=System)
+Starter: TypeAlias = Callable[[Mapping[str, int], Path], AbstractContextManager[System]]
 
 
 @dataclass
@@ -35,12 +37,11 @@ class World:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def systems(self) -> Sequence[System]:
-        """Return the product, the baselines and `direct`. All rows that compare share their processes."""
-        grpc = self._share("grpc", grpc_baseline.running(self.targets, self.fresh("grpc")))
-        systems = [self.product(), grpc]
-        if not self.no_ssh():
-            systems.append(self._share("ssh", ssh.running(self.targets, self.fresh("ssh"))))
-        return [*systems, System("direct", on_loopback(self.targets))]
+        """Return the product, the baselines that run, and `direct`. Rows that compare share the processes."""
+        grpc = self._baseline("grpc", grpc_baseline.running)
+        ssh_r = None if self.no_ssh() else self._shared["ssh"]
+        baselines = [system for system in (grpc, ssh_r) if system is not None]
+        return [self.product(), *baselines, System("direct", on_loopback(self.targets))]
 
     def product(self) -> Product:
         """Return the product that rows share."""
@@ -55,10 +56,25 @@ class World:
         return ssh.running(self.targets, self.fresh("ssh"), delay_seconds=delay_seconds)
 
     def no_ssh(self) -> bool:
-        """Whether `ssh -R` cannot be measured; then note its rows as skipped."""
+        """Whether `ssh -R` is missing or does not start; then note its columns as skipped."""
         if reason := ssh.missing():
             self.skipped["vs_ssh"] = reason
-        return bool(reason)
+        else:
+            self._baseline("ssh", ssh.running)
+        return "vs_ssh" in self.skipped
+
+    def _baseline(self, name: str, start: Starter) -> System | None:
+        """Return the shared baseline; None if it does not start, and its columns are noted as skipped.
+
+        It is tried once. The other systems are measured without it.
+        """
+        if f"vs_{name}" in self.skipped:
+            return None
+        try:
+            return self._share(name, start(self.targets, self.fresh(name)))
+        except (BenchError, OSError, subprocess.SubprocessError) as error:
+            self.skipped[f"vs_{name}"] = "; ".join(str(error).splitlines())
+            return None
 
     def fresh(self, name: str) -> Path:
         """Return a new path of this run."""

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from bench.load import connect_rate, echoing
+from bench.load import Dial, connect_rate, connect_seconds, echoing
 from bench.rounds import Row, Samples, alternate
 from bench.systems.qanat import Product, read_answer
 from bench.systems.system import System
@@ -31,6 +31,30 @@ def measure(world: World) -> Iterator[Row]:
         yield _row(f"cpu_us_echo{count}", samples)
     yield _row("cpu_us_connection_tcp", alternate(systems, plan.rounds, _tcp_cost(plan.rate_seconds)))
     yield _row("cpu_us_connection_unix", alternate([product], plan.rounds, _unix_cost(plan.rate_seconds)))
+    yield _mtls_row(product, plan.rounds, plan.connects)
+
+
+def _mtls_row(product: Product, rounds: int, count: int) -> Row:
+    """Return the cost of a CONNECT over mTLS. It has no floor, because most of it is OpenSSL's handshake."""
+    dial, handshake = product.connect["echo"], product.handshake
+    assert handshake is not None
+
+    def connections(_: Product) -> float:
+        return _cost(product, count, lambda: connect_seconds(dial, count))
+
+    def handshakes(_: Product) -> float:
+        return _cost(product, count, lambda: _shake_hands(handshake, count))
+
+    samples = {**alternate([product], rounds, connections)}
+    samples["handshake"] = alternate([product], rounds, handshakes)["qanat"]
+    whole, part = (statistics.median(samples[name]) for name in ("qanat", "handshake"))
+    note = f"a connection that ends after its handshake costs {part / whole:.0%} of it"
+    return Row("cpu_us_connection_mtls", whole, "us", samples, note=note)
+
+
+def _shake_hands(dial: Dial, count: int) -> None:
+    for _ in range(count):
+        dial().close()
 
 
 def _row(key: str, samples: Samples) -> Row:
@@ -68,6 +92,14 @@ def _connection_cost(system: System, seconds: float, rate: Callable[[float], flo
     time.sleep(_LINGER_SECONDS)
     before = _spent(system)
     count = rate(seconds) * seconds + _SLOTS  # those under way at the end are finished too
+    time.sleep(_LINGER_SECONDS)
+    return 1e6 * (_spent(system) - before) / count
+
+
+def _cost(system: System, count: int, run: Callable[[], object]) -> float:
+    time.sleep(_LINGER_SECONDS)
+    before = _spent(system)
+    run()
     time.sleep(_LINGER_SECONDS)
     return 1e6 * (_spent(system) - before) / count
 

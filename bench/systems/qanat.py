@@ -35,10 +35,12 @@ _UNIX_SOCKET = "connect.sock"
 class Product(System):
     """`connect` opens connections through the `connect` entrance over mTLS, `to` through `tcp`.
 
+    `handshake` opens connections to the port of `connect` that end after the TLS handshake.
     `unix_requests` only send the CONNECT, on the unix socket of `connect`; `read_answer` reads the answer.
     """
 
     connect: Mapping[str, Dial] = field(default_factory=dict)
+    handshake: Dial | None = None
     unix_requests: Mapping[str, Dial] = field(default_factory=dict)
     server_ops: int = 0
     agent_ops: int = 0
@@ -106,13 +108,15 @@ def running(
         maybe_delayed(server.agents, delay_seconds, folder / "delay.log") as port,
         _attached(server, port, targets, folder / "agent", ends, profile, run) as (agent_pid, agent_ops),
     ):
+        connect = connect_to(server)
         yield Product(
             "qanat" if bounded else "unbounded",
             on_loopback(server.tcp, ends.server),
             (server.pid,),
             (agent_pid,),
             (server.log, folder / "agent" / "log"),
-            connect=_connect_dials(server, targets),
+            connect=_connect_dials(connect, targets),
+            handshake=connect,
             unix_requests={role: _unix_request(server, port) for role, port in targets.items()},
             server_ops=server.ops,
             agent_ops=agent_ops,
@@ -249,9 +253,7 @@ def _get(port: int, path: str, place: Place) -> tuple[int, str]:
 # ------------------------------------------------------------------ the entrance `connect`, mTLS
 
 
-def _connect_dials(server: Server, targets: Mapping[str, int]) -> Mapping[str, Dial]:
-    connect = connect_to(server)
-
+def _connect_dials(connect: Callable[..., socket.socket], targets: Mapping[str, int]) -> Mapping[str, Dial]:
     def dialler(port: int) -> Dial:
         def dial_target(*, receive_bytes: int = 0) -> socket.socket:
             return connect(f"{NODE}:{port}", receive_bytes)
@@ -271,16 +273,20 @@ def _unix_request(server: Server, port: int) -> Dial:
 
 
 def connect_to(server: Server) -> Callable[..., socket.socket]:
-    """Return a function that opens a connection to `node:port`, as a new user."""
+    """Return a function that opens a connection to `node:port`, as a new user.
+
+    Without an authority the connection has only done its TLS handshake.
+    """
     bundle = server.log.parent / "user.pem"
     issue(server.authority, Role.USER, "bench", bundle)
     context = ssl.create_default_context(cafile=str(server.log.parent / "trust.pem"))
     context.load_cert_chain(bundle)
 
-    def connect(authority: str, receive_bytes: int = 0) -> socket.socket:
+    def connect(authority: str = "", receive_bytes: int = 0) -> socket.socket:
         with server.place.entered():
             plain = dial("127.0.0.1", server.https, receive_bytes)
-        return _through_connect(context.wrap_socket(plain, server_hostname="localhost"), authority)
+        sock = context.wrap_socket(plain, server_hostname="localhost")
+        return _through_connect(sock, authority) if authority else sock
 
     return connect
 

@@ -11,8 +11,10 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -42,7 +44,7 @@ from bench.processes import BenchError, module
 from bench.report import Report, lines
 from bench.rounds import Row, alternate, ratio
 from bench.rows import after_work
-from bench.systems import grpc_baseline
+from bench.systems import grpc_baseline, ssh
 from bench.systems.qanat import Product
 from bench.systems.system import System, on_loopback
 from bench.thin_link import LOADS, Line, type_beside
@@ -186,6 +188,39 @@ def test_memory_after_work_is_measured_beyond_the_start(
         start, quiet = row.samples["start"][0], row.samples["quiet"][0]
         assert start > 1 and row.value == pytest.approx(quiet - start)
         assert "16 MiB each way" in row.note and ("less than" in row.note) is not whole
+
+
+@pytest.mark.parametrize("failing", ["ssh", "grpc"])
+def test_a_baseline_that_does_not_start_leaves_out_only_its_own_columns(
+    failing: str, ports: Mapping[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def fail(_: Mapping[str, int], folder: Path) -> NoReturn:
+        tries.append(folder)
+        raise BenchError(
+            "not reached: sshd listens; the log ends:\nPrivilege separation user sshd is missing"
+        )
+
+    def works(name: str) -> Callable[..., contextlib.AbstractContextManager[System]]:
+        return lambda targets, _: contextlib.nullcontext(System(name, on_loopback(targets)))
+
+    monkeypatch.setattr(ssh, "missing", lambda: "")
+    for name, baseline in (("ssh", ssh), ("grpc", grpc_baseline)):
+        monkeypatch.setattr(baseline, "running", fail if name == failing else works(name))
+    monkeypatch.setattr(World, "product", lambda _: System("qanat", on_loopback(ports)))
+    with contextlib.ExitStack() as stack:
+        world = World(replace(QUICK, connects=3, rate_seconds=0.05), tmp_path, ports, stack)
+        rows = list(importlib.import_module("bench.rows.connections").measure(world))
+        assert world.no_ssh() == (failing == "ssh") and len(tries) == 1
+    left = {
+        "ssh": [("connect_p50_vs_grpc", ""), ("connects_vs_grpc", "")],
+        "grpc": [("connect_p50", "vs_ssh"), ("connects", "vs_ssh")],
+    }
+    direct = [("connect_p50", "direct"), ("connects", "direct")]
+    assert sorted((row.key, row.inside) for row in rows) == sorted([*left[failing], *direct])
+    [(key, reason)] = world.skipped.items()
+    assert key == f"vs_{failing}" and "user sshd is missing" in reason and "\n" not in reason
 
 
 def test_every_figure_belongs_to_a_family() -> None:

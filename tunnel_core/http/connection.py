@@ -10,7 +10,7 @@ import trio
 
 from tunnel_core.streams.half_closed import CHECK_SECONDS
 from tunnel_core.streams.nowait import NowaitStream
-from tunnel_core.streams.sockets import KEEPALIVE_SECONDS
+from tunnel_core.streams.sockets import KEEPALIVE_SECONDS, SocketStream
 
 READ_BYTES = 64 * 1024
 MAX_READ_AHEAD = 64 * 1024
@@ -51,10 +51,15 @@ class Connection:
         turns: trio.Lock | None = None,
     ) -> None:
         self.stream = stream
-        self._turns = turns or contextlib.nullcontext()
+        self._turns = turns
         self.has_switched = False
         self._h11 = h11.Connection(role, max_incomplete_event_size=max_event)
         self._sending = trio.Lock()
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether this connection waits for its turn after it has received data."""
+        return self._turns is not None
 
     @property
     def read_ahead(self) -> bytes:
@@ -66,6 +71,13 @@ class Connection:
         async with self._sending:
             if data := self.encode(*events):
                 await self.stream.send_all(data)
+
+    async def _send_alone(self, event: h11.Event) -> None:
+        """Do the same as ``send``, without a checkpoint if nothing else is being sent."""
+        if self._sending.locked() or not isinstance(self.stream, NowaitStream):
+            await self.send(event)
+        else:
+            await self.stream.put(self.encode(event))
 
     def encode(self, *events: h11.Event) -> bytes:
         """Return the events as bytes and count them as sent, for a head that the caller sends itself."""
@@ -93,7 +105,7 @@ class Connection:
         Cancel the wait when the answer is there. Allow no other receive on this connection meanwhile.
         """
         try:
-            while len(self.read_ahead) < MAX_READ_AHEAD and await self._receive(MAX_READ_AHEAD):
+            while len(self.read_ahead) < MAX_READ_AHEAD and await self._receive_later():
                 pass
             await self._wait_broken()
         except trio.BrokenResourceError:
@@ -111,11 +123,24 @@ class Connection:
             with contextlib.suppress(trio.ClosedResourceError):
                 self.stream.probe_peer_every(KEEPALIVE_SECONDS)
 
+    async def _receive_later(self) -> bool:
+        """Do the same as ``_receive`` for a peer that is likely to send nothing for a while."""
+        if not isinstance(self.stream, SocketStream):
+            return await self._receive(MAX_READ_AHEAD)
+        data: bytes | None = None
+        while data is None:
+            await self.stream.wait_readable()
+            data = self.stream.receive_nowait(MAX_READ_AHEAD)
+        self._h11.receive_data(data)
+        return bool(data)
+
     async def _receive(self, size: int = READ_BYTES) -> bool:
         data = await self.stream.receive_some(size)
         self._h11.receive_data(bytes(data))
-        async with self._turns:
-            return bool(data)
+        if self._turns is not None:
+            async with self._turns:
+                pass
+        return bool(data)
 
     def receive_body(self) -> Body:
         """Return the pieces of the body as they arrive.

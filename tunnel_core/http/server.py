@@ -23,7 +23,7 @@ import h11
 import trio
 
 from tunnel_core.http.client import HttpClientConnection, exchange
-from tunnel_core.http.connection import Body, Connection
+from tunnel_core.http.connection import READ_BYTES, Body, Connection
 from tunnel_core.http.head import (
     REASON_HEADER,
     HeadLimits,
@@ -40,6 +40,8 @@ from tunnel_core.http.head import (
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.lingering import linger
 from tunnel_core.streams.relay import abort
+from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.tls import SocketTlsStream
 
 __all__ = [
     "REASON_HEADER",
@@ -97,10 +99,26 @@ class HttpConnection(Connection):
         """
         if self._served and not await self._wait_next_head():
             return None
+        if not self._served and (request := self._first_request_nowait()):
+            return request
         with trio.move_on_after(self.limits.head_seconds):
             return await self._read_request()
         seconds = self.limits.head_seconds
         raise Refused(Reason.HEAD_TIMEOUT, f"the request head did not arrive within {seconds:g} seconds")
+
+    def _first_request_nowait(self) -> h11.Request | None:
+        """Return the first request if its head is here already, as is usual on the socket of a cluster."""
+        if self.has_turns or not isinstance(self.stream, SocketStream):
+            return None
+        data = self.stream.receive_nowait(READ_BYTES)
+        if not data:
+            return None  # the next call receives the end once more
+        self._h11.receive_data(data)
+        end = head_end(data, self.limits)
+        if not end:
+            return None
+        self._served += 1
+        return self._parse_request(data[:end])
 
     async def _wait_next_head(self) -> bool:
         self._h11.start_next_cycle()
@@ -167,7 +185,7 @@ class HttpConnection(Connection):
 
     async def accept_connect(self, headers: Headers = ()) -> bytes:
         """Answer a CONNECT with 200 and no body, and return ``switch()``."""
-        await self.send(
+        await self._send_alone(
             h11.Response(status_code=200, headers=list(headers), reason=b"Connection established")
         )
         return self.switch()
@@ -266,8 +284,9 @@ async def serve_http(
     connection = HttpConnection(stream, limits, turns)
     try:
         await _serve_requests(connection, handler, on_refused or _ignore)
-        with trio.move_on_after(_CLOSE_SECONDS):
-            await stream.aclose()
+        if not connection.has_switched:
+            with trio.move_on_after(_CLOSE_SECONDS):
+                await stream.aclose()
     except _BROKEN:
         pass  # the user has left, so no answer would arrive
     except BaseException:
@@ -283,6 +302,9 @@ def _ignore(_: Refused) -> None:
 
 
 async def _close_forcefully(stream: trio.abc.Stream) -> None:
+    if isinstance(stream, SocketStream | SocketTlsStream):
+        stream.close_nowait()  # does the same without the exception of a cancelled checkpoint
+        return
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
         await trio.aclose_forcefully(stream)
 

@@ -17,9 +17,9 @@ accepts all bytes: a ``Pump`` then moves the bytes that arrive through the tunne
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import trio
 
@@ -49,8 +49,7 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RelayResult:
+class RelayResult(NamedTuple):
     """The bytes that a relay moved, and how it ended: ``DONE`` if both halves ended."""
 
     bytes_a_to_b: int
@@ -108,8 +107,7 @@ class _Relay:
         self._break_reason = break_reason
         self._cancel_reason = cancel_reason
         self._half_closed_seconds = half_closed_seconds
-        self._scope = trio.CancelScope()
-        self._watch = trio.CancelScope()
+        self._scope = trio.CancelScope()  # of the tasks that relay now
         self._half_done = False
         self._has_pump = False  # one task serves both ways, so it must not wait at the end of a half
         self._moved = {a: 0, b: 0}  # bytes by source
@@ -120,22 +118,7 @@ class _Relay:
 
     async def run(self) -> RelayResult:
         try:
-            with self._scope:
-                a, b = self._a, self._b
-                tunnel = a if isinstance(a, TunnelStream) else b
-                if isinstance(tunnel, TunnelStream):
-                    # A reset ends the relay also while both directions wait for the other side.
-                    tunnel.cancel_on_reset(self._scope)
-                if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
-                    await self._relay_with_pump(a, b)
-                elif isinstance(b, TunnelStream) and isinstance(a, NowaitStream):
-                    await self._relay_with_pump(b, a)
-                else:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._direction, b, a)
-                        await self._direction(a, b)
-            if self._scope.cancelled_caught and self._reason is None:
-                self._note_reset()
+            await self._relay_both()
             if self._delivers_first:
                 await self._deliver_answer()
         except BaseException as error:
@@ -152,35 +135,54 @@ class _Relay:
             self._moved[self._a], self._moved[self._b], self._reason or Reason.DONE, self._detail
         )
 
-    async def _relay_with_pump(self, tunnel: TunnelStream, local: NowaitStream) -> None:
-        """Relay with one task, and with two as soon as both directions must wait."""
+    async def _relay_both(self) -> None:
+        """Relay with one task if a side is the tunnel, and with two when both directions must wait."""
+        tunnel, local = (self._a, self._b) if isinstance(self._a, TunnelStream) else (self._b, self._a)
+        pump: Pump | None = None
+        if isinstance(tunnel, TunnelStream) and isinstance(local, NowaitStream):
+            pump = await self._pump(tunnel, local)
+            if self._reason is not None or not (self._scope.cancelled_caught or pump.needs_task):
+                return
+            self._scope = trio.CancelScope()
+        with self._scope:
+            if isinstance(tunnel, TunnelStream):
+                tunnel.cancel_on_reset(self._scope)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._direction, tunnel, local, pump)
+                await (self._watch_half(local) if self._half_done else self._direction(local, tunnel))
+        self._note_reset()
+
+    async def _pump(self, tunnel: TunnelStream, local: NowaitStream) -> Pump:
+        """Relay with one task until both halves have ended, the relay failed, or two tasks are needed."""
         self._has_pump = True
-        with trio.CancelScope() as pump_scope:
-            pump = Pump(tunnel, local, self._note_moved, pump_scope.cancel)
-            pump.on_done = lambda: self._note_pump_done(pump_scope)
+        with self._scope as scope:
+            # A reset ends the relay also while both directions wait for the other side.
+            tunnel.cancel_on_reset(scope)
+            pump = Pump(tunnel, local, self._note_moved, scope.cancel)
+            pump.on_done = self._note_pump_done
             pump.start()
             try:
                 # At once, because the client's first bytes are often there and travel with the open.
                 await self._direction(local, tunnel)
                 if not pump.is_done:
-                    pump_scope.deadline = trio.current_time() + CHECK_SECONDS
+                    scope.deadline = trio.current_time() + CHECK_SECONDS
                     await pump.wait_done()
             finally:
                 pump.stop()
                 self._has_pump = False
-        if pump.error is not None and not isinstance(pump.error, PeerStoppedReceiving):
+        self._note_reset()
+        if self._reason is None and pump.error and not isinstance(pump.error, PeerStoppedReceiving):
             self._note(pump.error)
-        elif pump_scope.cancelled_caught or pump.needs_task:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._direction, tunnel, local, pump)
-                await (self._watch_half(local) if self._half_done else self._direction(local, tunnel))
+        return pump
 
-    def _note_pump_done(self, pump_scope: trio.CancelScope) -> None:
+    def _note_pump_done(self) -> None:
         """Start a second task soon, because a half that goes on beside an ended one needs a watch."""
-        pump_scope.deadline = trio.current_time() + CHECK_SECONDS
+        self._scope.deadline = trio.current_time() + CHECK_SECONDS
 
     def _note_reset(self) -> None:
-        """Note the tunnel's reset, if the relay was cancelled without a reason."""
+        """Note the tunnel's reset, if a scope was cancelled without a reason."""
+        if not self._scope.cancelled_caught or self._reason is not None:
+            return
         try:
             for side in (self._a, self._b):
                 if isinstance(side, TunnelStream):
@@ -209,6 +211,10 @@ class _Relay:
             await self._half_ended(source)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._note(error)
+
+    @functools.cached_property
+    def _watch(self) -> trio.CancelScope:  # of the watch between the two ends; most relays need none
+        return trio.CancelScope()
 
     async def _half_ended(self, source: trio.abc.Stream) -> None:
         if self._half_done:

@@ -305,6 +305,11 @@ class TunnelStream(NowaitStream):
             mux.reset(reason, detail)  # else both halves are over
         self._close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether this end closed or reset the stream."""
+        return self._closed
+
     async def aclose(self) -> None:
         """Close gracefully, or reset the stream if the caller is cancelled already."""
         if self._closed:

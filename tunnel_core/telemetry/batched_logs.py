@@ -15,7 +15,7 @@ from logging.handlers import MemoryHandler
 import trio
 
 from tunnel_core.telemetry import logs
-from tunnel_core.telemetry.logs import Line
+from tunnel_core.telemetry.logs import Event, QueueHandler
 from tunnel_core.telemetry.queued_output import batched_writes
 
 _HOLD_SECONDS = 0.05
@@ -30,24 +30,31 @@ def start_log_batching() -> None:
 
 
 class _Batches:
-    """Hold the lines of ``log_event`` unformatted, and records from other code as they are."""
+    """Hold the lines of ``log_event`` unformatted, and records from other code as they are.
+
+    While all handlers of the root logger are ``QueueHandler``, the lines of ``log_event`` go to them without
+    a record: a record costs more than its text.
+    """
 
     def __init__(self, root: logging.Logger) -> None:
         self._root = root
         self._original_handlers = root.handlers[:]
         self._handlers = [_BatchingHandler(handler, self) for handler in self._original_handlers]
-        self._lines: list[Line] = []
+        self._queue_handlers = [
+            handler for handler in self._original_handlers if isinstance(handler, QueueHandler)
+        ]
+        self._events: list[Event] = []
         self._thread = threading.get_ident()
         self._has_lines = trio.Event()
         root.handlers[:] = self._handlers
-        logs.hold_line = self.hold
+        logs.hold_event = self.hold
 
-    def hold(self, line: Line) -> bool:
-        """Hold ``line`` for the next batch; return False if the caller must write it at once."""
-        if line.level >= logging.WARNING or threading.get_ident() != self._thread:
+    def hold(self, event: Event) -> bool:
+        """Hold a line for the next batch; return False if the caller must write it at once."""
+        if event.level >= logging.WARNING or threading.get_ident() != self._thread:
             return False
-        self._lines.append(line)
-        if len(self._lines) >= _MOST_LINES:
+        self._events.append(event)
+        if len(self._events) >= _MOST_LINES:
             self.write()
         if not self._has_lines.is_set():
             self._has_lines.set()
@@ -63,18 +70,33 @@ class _Batches:
         if not self._has_lines.is_set():
             self._has_lines.set()
 
-    def make_records(self) -> None:
-        """Turn all held lines into records, so that they precede the next record."""
-        lines, self._lines = self._lines, []
-        for line in lines:
-            line.write()
+    def pass_on_events(self) -> None:
+        """Pass all held lines on to the handlers, so that they precede the next record."""
+        events, self._events = self._events, []
+        if not events:
+            return
+        if self._takes_events():
+            self._flush()  # held records are older
+            for event in events:
+                for handler in self._queue_handlers:
+                    handler.write_event(event)
+        else:
+            for event in events:
+                event.handle()
+
+    def _takes_events(self) -> bool:
+        """Whether a record would reach only ``QueueHandler``, because no code has added another handler."""
+        return len(self._queue_handlers) == len(self._handlers) > 0 and self._root.handlers == self._handlers
+
+    def _flush(self) -> None:
+        for handler in self._handlers:
+            handler.flush()
 
     def write(self) -> None:
         """Write everything that is held."""
         with batched_writes():
-            self.make_records()
-            for handler in self._handlers:
-                handler.flush()
+            self.pass_on_events()
+            self._flush()
 
     async def write_batches(self) -> None:
         """Write a batch whenever lines are held. Cancelled, write the rest and restore the handlers."""
@@ -85,7 +107,7 @@ class _Batches:
                 self._has_lines = trio.Event()
                 self.write()
         finally:
-            logs.hold_line = None
+            logs.hold_event = None
             self.write()
             self._root.handlers[:] = self._original_handlers
 
@@ -99,7 +121,7 @@ class _BatchingHandler(MemoryHandler):
         return super().shouldFlush(record) or not self._batches.is_writer_thread
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._batches.make_records()
+        self._batches.pass_on_events()
         super().emit(record)
         if self.buffer and self._batches.is_writer_thread:
             self._batches.note_lines()

@@ -13,9 +13,8 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
@@ -46,26 +45,35 @@ def setup(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) 
     """
     target = stream or sys.stderr
     formatter = _formatter(log_format, target)
-    handler = _QueueHandler(target) if isinstance(target, QueuedOutput) else logging.StreamHandler(target)
-    handler.setFormatter(formatter)
+    if isinstance(target, QueuedOutput):
+        handler: logging.Handler = QueueHandler(target, formatter)
+    else:
+        handler = logging.StreamHandler(target)
+        handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("qanat").setLevel(level.name)
     if isinstance(target, QueuedOutput):
         target.notice = lambda lines, cause: formatter.format(_loss_record(lines, cause)) + "\n"
 
 
-class _QueueHandler(logging.Handler):
+class QueueHandler(logging.Handler):
     """Like ``StreamHandler``, but without a flush after each line, which would do nothing here."""
 
-    def __init__(self, output: QueuedOutput) -> None:
+    def __init__(self, output: QueuedOutput, lines: _JsonLines | _TextLines) -> None:
         super().__init__()
+        self.setFormatter(lines)
         self._output = output
+        self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._output.write_line(self.format(record))
         except Exception:
             self.handleError(record)
+
+    def write_event(self, event: Event) -> None:
+        """Write a line of ``log_event`` without a record, which would cost more than the rest of the line."""
+        self._output.write_line(self._lines.format_event(event))
 
 
 def _loss_record(lines: int, cause: str) -> logging.LogRecord:
@@ -76,7 +84,7 @@ def _loss_record(lines: int, cause: str) -> logging.LogRecord:
     )
 
 
-def _formatter(log_format: LogFormat, target: TextIO) -> logging.Formatter:
+def _formatter(log_format: LogFormat, target: TextIO) -> _JsonLines | _TextLines:
     is_terminal = target.isatty()
     if log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal):
         return _JsonLines("{levelname}{name}{message}", style="{", timestamp="time")
@@ -99,6 +107,20 @@ class _JsonLines(JsonFormatter):
         line.update(log_data)
         return line | {key: value for key, value in fields.items() if key not in line}
 
+    def format_event(self, event: Event) -> str:
+        """Return the text that ``format`` returns for the event's record."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(event.logged_at, UTC).isoformat(),
+            "level": logging.getLevelName(event.level).lower(),
+            "logger": event.logger.name,
+            "message": event.sentence,
+        }
+        fields = event.plain_fields()
+        if line.keys().isdisjoint(fields):
+            line.update(fields)
+            return self._encoder.encode(line)
+        return self._encoder.encode(line | {key: fields[key] for key in fields if key not in line})
+
 
 class _TextLines(logging.Formatter):
     def __init__(self, *, is_coloured: bool) -> None:
@@ -106,14 +128,22 @@ class _TextLines(logging.Formatter):
         self._is_coloured = is_coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC)
-        when = moment.isoformat(" ", "milliseconds").replace("+00:00", "Z")
-        level = self._paint(_COLOURS.get(record.levelno, ""), f"{record.levelname:<7}")
-        fields = " ".join(f"{key}={_shown(value)}" for key, value in getattr(record, _FIELDS, {}).items())
-        line = f"{self._paint(_DIM, when)} {level} {_printable(record.getMessage())}"
-        line += f"  {self._paint(_DIM, fields)}" if fields else ""
+        fields = getattr(record, _FIELDS, {})
+        line = self._line(record.created, record.levelno, record.getMessage(), fields)
         trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
         return "\n".join([line, *map(_printable, trace)])
+
+    def format_event(self, event: Event) -> str:
+        """Return the text that ``format`` returns for the event's record."""
+        return self._line(event.logged_at, event.level, event.sentence, event.plain_fields())
+
+    def _line(self, logged_at: float, level: int, sentence: str, fields: Mapping[str, object]) -> str:
+        moment = datetime.fromtimestamp(logged_at, UTC)
+        when = moment.isoformat(" ", "milliseconds").replace("+00:00", "Z")
+        name = self._paint(_COLOURS.get(level, ""), f"{logging.getLevelName(level):<7}")
+        shown = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
+        line = f"{self._paint(_DIM, when)} {name} {_printable(sentence)}"
+        return line + (f"  {self._paint(_DIM, shown)}" if shown else "")
 
     def _paint(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_RESET}" if self._is_coloured and colour else text
@@ -132,13 +162,12 @@ def _printable(text: str) -> str:
 def log_event(logger: logging.Logger, level: int, sentence: str, /, **fields: object) -> None:
     """Log a sentence with fields. Fields that are None or empty are left out."""
     if logger.isEnabledFor(level):
-        line = Line(logger, level, sentence, fields, time.time())
-        if hold_line is None or not hold_line(line):
-            line.write()
+        event = Event(logger, level, sentence, fields, time.time())
+        if hold_event is None or not hold_event(event):
+            event.handle()
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Event(NamedTuple):
     """One line to log; ``logged_at`` is in seconds since the epoch."""
 
     logger: logging.Logger
@@ -147,25 +176,30 @@ class Line:
     fields: Mapping[str, object]
     logged_at: float
 
-    def write(self) -> None:
-        """Pass the line to the handlers."""
+    def plain_fields(self) -> dict[str, object]:
+        """Return the fields that are neither None nor empty, as numbers and texts."""
+        return {
+            key: value if type(value) is str or type(value) is int else _plain(value)
+            for key, value in self.fields.items()
+            if value is not None and value != ""
+        }
+
+    def handle(self) -> None:
+        """Pass the line to the handlers of its logger, as a record."""
         logger = self.logger
-        kept = {key: _plain(value) for key, value in self.fields.items() if value is not None and value != ""}
         # logger.log would search for the caller's file and line, which no format here shows.
         record = logger.makeRecord(
-            logger.name, self.level, "", 0, self.sentence, (), None, extra={_FIELDS: kept}
+            logger.name, self.level, "", 0, self.sentence, (), None, extra={_FIELDS: self.plain_fields()}
         )
         record.created = self.logged_at
         logger.handle(record)
 
 
-hold_line: Callable[[Line], bool] | None = None
+hold_event: Callable[[Event], bool] | None = None
 """Holds a line to write it later, or returns False; ``batched_logs.py`` sets it."""
 
 
 def _plain(value: object) -> object:
-    if type(value) is str or type(value) is int:
-        return value  # the usual case first
     if isinstance(value, Reason):
         return value.word
     if isinstance(value, float):
@@ -173,8 +207,7 @@ def _plain(value: object) -> object:
     return value if isinstance(value, int | str) else str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamFacts:
+class StreamFacts(NamedTuple):
     """Fields of a stream that are known when it opens. ``stream`` is the id that both ends log."""
 
     stream: str

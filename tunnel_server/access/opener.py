@@ -5,12 +5,13 @@ An entrance authenticates the user and finds the route. This module does not dep
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple
 
 import trio
 
+from certs.x509 import VerifiedCertificate
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
@@ -18,13 +19,12 @@ from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.policy import authorise
 from tunnel_server.access.routing import NodeRoute
 from tunnel_server.accounting.stream_records import StreamRecorder
-from tunnel_server.auth.credential_watch import CredentialWatch
+from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
 from tunnel_server.auth.users import User
 from tunnel_server.nodes.registry import Nodes
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRequest:
+class StreamRequest(NamedTuple):
     """Request of an authenticated user for a stream. ``source`` is the user's address or uid.
 
     With ``target_tls`` the agent speaks TLS to an https service, because this server reads the user's bytes
@@ -64,33 +64,21 @@ class Opener:
         self.records = records
         self.trust_domain = trust_domain
 
-    @asynccontextmanager
-    async def open(self, request: StreamRequest, early_data: bytes = b"") -> AsyncIterator[UserStream]:
-        """Open the requested stream without waiting for the agent's dial, and record how the stream ended.
+    def open(self, request: StreamRequest, early_data: bytes = b"") -> UserStream:
+        """Return the requested stream for an ``async with`` block, and record how the stream ended.
 
-        The stream is closed when the block ends, and reset when the block raises or is cancelled. Raises
-        ``NotOpened``, also if the block raises ``Refused``, with the recorded reason.
+        The block begins without waiting for the agent's dial. The stream is closed when the block ends, and
+        reset when the block raises or is cancelled. The block raises ``NotOpened`` for a stream that cannot
+        be opened, and if its body raises ``Refused``, with the recorded reason.
         """
-        user_stream = UserStream(self, request)
-        self._begin(user_stream, request, early_data)
-        try:
-            with self._credential_watch.registered(request.user.certificate, user_stream.revoke):
-                yield user_stream
-            await user_stream.stream.aclose()
-        except Refused as refused:
-            user_stream.fail(refused)
-            raise NotOpened(*user_stream.verdict) from None
-        except BaseException as error:
-            user_stream.fail(error)
-            raise
-        finally:
-            user_stream.record_end()
+        return UserStream(self, request, early_data)
 
-    def _begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> None:
+    def begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> TunnelStream:
+        """Open the tunnelled stream of ``user_stream``. Raises ``NotOpened``. For :class:`UserStream`."""
         try:
             authorise(request.user, request.route, self.trust_domain)
             session = self.nodes.session_of(request.route.node)
-            user_stream.stream = session.open(
+            return session.open(
                 request.route.target,
                 user=request.user.name,
                 entrance=request.entrance,
@@ -102,6 +90,12 @@ class Opener:
             self.records.not_opened(_facts(request, "", str(request.route.target)), refused)
             raise NotOpened(refused.reason, refused.detail) from None
 
+    def watch(
+        self, certificate: VerifiedCertificate | None, end: Callable[[Refused], None]
+    ) -> WatchEntry | None:
+        """Call ``end`` when the certificate becomes invalid. None for a user without one."""
+        return None if certificate is None else self._credential_watch.register(certificate, end)
+
 
 def _facts(request: StreamRequest, stream_id: str, target: str) -> StreamFacts:
     return StreamFacts(
@@ -110,18 +104,51 @@ def _facts(request: StreamRequest, stream_id: str, target: str) -> StreamFacts:
 
 
 class UserStream:
-    """One user's stream through an entrance. ``Opener.open`` sets ``stream``."""
+    """One user's stream through an entrance, open inside its ``async with`` block."""
 
     stream: TunnelStream
 
-    def __init__(self, opener: Opener, request: StreamRequest) -> None:
+    def __init__(self, opener: Opener, request: StreamRequest, early_data: bytes) -> None:
         self._opener = opener
         self._request = request
+        self._early_data = early_data
         self._requested_at = trio.current_time()
+        self._entry: WatchEntry | None = None
         self._opened: StreamFacts | None = None
         self._has_first_byte = False
         self._reason = Reason.DONE
         self._detail = ""
+
+    async def __aenter__(self) -> UserStream:
+        early_data, self._early_data = self._early_data, b""
+        self.stream = self._opener.begin(self, self._request, early_data)
+        self._entry = self._opener.watch(self._request.user.certificate, self.revoke)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._entry is not None:
+            self._entry.remove()
+        try:
+            if error is not None:
+                self.fail(error)
+            elif not self.stream.is_closed:
+                await self._close()
+        finally:
+            self.record_end()
+        if isinstance(error, Refused):
+            raise NotOpened(*self.verdict) from None
+
+    async def _close(self) -> None:
+        try:
+            await self.stream.aclose()
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def note_opened(self) -> None:
         """Record that the agent has dialled the target. The session calls this once."""

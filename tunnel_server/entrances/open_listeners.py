@@ -73,7 +73,10 @@ class OpenListeners:
         """Listen on all ``addresses`` (``host:port``), which may be empty. Raises ``CannotListen``."""
         if addresses:
             admission, decline = self._admission(entrance), _DECLINES.get(entrance)
-            listener = await listen_tcp(entrance, addresses, admission, self._reporter, decline)
+            gives_way = entrance != TCP  # its handler authenticates by the address, in its first step
+            listener = await listen_tcp(
+                entrance, addresses, admission, self._reporter, decline, gives_way=gives_way
+            )
             await self._serve(listener, handler)
 
     async def open_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:

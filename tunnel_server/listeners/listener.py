@@ -18,9 +18,8 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import trio
 
@@ -52,8 +51,7 @@ class Reporter(Protocol):
         """Record the refusal of a connection from ``source`` (``host:port``, or a user id)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedConnection:
+class AcceptedConnection(NamedTuple):
     """A connection that was admitted. ``address`` is its ``host:port``, empty for a unix socket."""
 
     stream: trio.abc.HalfCloseableStream
@@ -83,8 +81,14 @@ class Listener:
         admission: Admission,
         reporter: Reporter,
         decline: Decline | None = None,
+        *,
+        gives_way: bool = True,
     ) -> None:
-        """``decline`` answers a refused connection; without it such a connection is reset."""
+        """``decline`` answers a refused connection; without it such a connection is reset.
+
+        ``gives_way`` is False if the handler authenticates each connection in its first step, so that no
+        connection that it serves ever gives way to another one.
+        """
         self.entrance = entrance
         self.addresses = [
             bound.getsockname() if bound.family == socket.AF_UNIX else address_of(bound) for bound in sockets
@@ -96,6 +100,7 @@ class Listener:
         self._admission = admission
         self._reporter = reporter
         self._decliner = Decliner(decline)
+        self._gives_way = gives_way
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
         self._logged_at = -float("inf")
@@ -218,9 +223,12 @@ class Listener:
             self._refuse(stream, accepted.source, refused, connections)
             return
         try:
-            with trio.CancelScope() as scope:
-                accepted.ticket.on_evicted = scope.cancel
-                await handler(accepted)
+            if self._gives_way:
+                with trio.CancelScope() as scope:
+                    accepted.ticket.on_evicted = scope.cancel
+                    await handler(accepted)
+            else:
+                await handler(accepted)  # without a scope, which would cost as much as the accept
         except OSError as error:
             _log.debug("%s lost a connection: %s", self.entrance, error)
         except Exception:
@@ -265,8 +273,10 @@ async def listen_tcp(
     admission: Admission,
     reporter: Reporter,
     decline: Decline | None = None,
+    *,
+    gives_way: bool = True,
 ) -> Listener:
-    """Return a listener on all ``addresses`` (``host:port``).
+    """Return a listener on all ``addresses`` (``host:port``); ``gives_way`` as in :class:`Listener`.
 
     Raises ``CannotListen``. No socket stays open then, nor after a cancellation.
     """
@@ -278,7 +288,7 @@ async def listen_tcp(
         for bound in sockets:
             bound.close()
         raise
-    return Listener(entrance, sockets, admission, reporter, decline)
+    return Listener(entrance, sockets, admission, reporter, decline, gives_way=gives_way)
 
 
 def listen_unix(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -109,7 +109,7 @@ def over_tls(
             await transport.aclose()
             return
         accepted.ticket.progressed()
-        await handler(replace(accepted, stream=stream, turns=turns))
+        await handler(accepted._replace(stream=stream, turns=turns))
 
     return handle
 

@@ -177,6 +177,41 @@ def _close(client: socket.socket) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("early", [0, 9, len(GET), len(GET) + len(CONNECT) + 4])
+async def test_it_does_not_matter_how_much_of_the_first_head_is_there_at_the_start(
+    kind: str, early: int
+) -> None:
+    client, server = _sockets(kind)
+    data = GET + CONNECT + b"data"
+    client.sendall(data[:early])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_http, server, echo)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        if late := data[early:]:
+            client.sendall(late)
+        with client:
+            client.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
+            answer = b""
+            while not answer.endswith(b"ahead:data"):
+                answer += (received := await stream.receive_some())
+                assert received, answer
+    assert answer.startswith(ok(b"/a:")) and answer.count(b"HTTP/1.1 200") == 2
+    assert server.socket.fileno() < 0
+
+
+@pytest.mark.parametrize("early", [b"", b"GET / HT"])
+async def test_a_first_head_that_is_cut_gets_no_more_than_before(early: bytes) -> None:
+    client, server = _sockets("unix")
+    client.sendall(early)
+    client.shutdown(socket.SHUT_WR)
+    with client:
+        await serve_http(server, echo)
+        answer = client.recv(4096)
+    assert answer[:12] == (b"HTTP/1.1 400" if early else b"")
+
+
 @pytest.mark.parametrize("ends_input_first", [False, True])
 @pytest.mark.parametrize(("kind", "leave"), [("tcp", _reset), ("unix", _close)])
 async def test_a_user_who_breaks_the_connection_before_the_answer_is_noticed(

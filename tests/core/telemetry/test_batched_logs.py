@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from logging.handlers import MemoryHandler
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tunnel_core.config.types import LogFormat, LogLevel
+from tunnel_core.reasons import Reason
 from tunnel_core.telemetry import logs
-from tunnel_core.telemetry.batched_logs import start_log_batching
+from tunnel_core.telemetry.batched_logs import _Batches, start_log_batching
+from tunnel_core.telemetry.queued_output import QueuedOutput
 
 log = logging.getLogger("qanat.test")
 INFO, WARNING = logging.INFO, logging.WARNING
@@ -98,3 +102,73 @@ def test_a_crash_writes_its_lines_first() -> None:
     with pytest.raises(ValueError, match="a fault"):
         trio.run(main)
     assert "before" in output.getvalue()
+
+
+def _through_the_queue(log_format: LogFormat, log_some: Callable[[], None]) -> list[str]:
+    """Lines that the real output writes while `log_some` runs in a batch."""
+    reader, writer = os.pipe()
+    output = QueuedOutput(writer)
+    logs.setup(LogLevel.INFO, log_format, output)
+
+    async def main() -> None:
+        start_log_batching()
+        await trio.testing.wait_all_tasks_blocked()
+        log_some()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert output.drain(10)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as written:
+        return written.read().splitlines()
+
+
+def _log_some() -> None:
+    log.info("a record")
+    logs.log_event(log, INFO, "an event\x1b", reason=Reason.DONE, n=1, ratio=1 / 3, text="é \n", none=None)
+    logs.log_event(log, INFO, "a name of every line", level="forged", time="never", more="kept")
+    log.info("another record")
+    logs.log_event(log, WARNING, "written at once")
+
+
+@pytest.mark.parametrize("log_format", [LogFormat.JSON, LogFormat.TEXT])
+def test_a_line_has_the_same_text_with_and_without_a_record(
+    log_format: LogFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.25)
+    records: list[logging.LogRecord] = []
+    before = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        records.append(record := before(*args, **kwargs))
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        without = _through_the_queue(log_format, _log_some)
+        assert [record.getMessage() for record in records] == [
+            "a record",
+            "another record",
+            "written at once",
+        ]
+        monkeypatch.setattr(_Batches, "_takes_events", lambda _: False)
+        assert _through_the_queue(log_format, _log_some) == without
+    finally:
+        logging.setLogRecordFactory(before)
+    assert len(records) == len(without) + 3
+    assert len(without) == 5
+
+
+def test_lines_become_records_as_soon_as_another_handler_listens() -> None:
+    seen: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    def log_twice() -> None:
+        logs.log_event(log, INFO, "first")
+        logging.getLogger().addHandler(Listening())
+        logs.log_event(log, INFO, "second")
+
+    lines = _through_the_queue(LogFormat.TEXT, log_twice)
+    assert [line.split()[-1] for line in lines] == seen == ["first", "second"]

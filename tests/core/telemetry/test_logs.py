@@ -4,7 +4,6 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,7 +175,7 @@ def test_made_up_entrances_make_no_lines_of_their_own() -> None:
     long = Refused(Reason.TARGET_NOT_ALLOWED, "node edge1 does not allow " + "x" * 1000)
     for number in range(100):
         lines.stream_refused(
-            replace(FACTS, entrance=f"{number}" + "x" * 1000, user="u" * 1000), long, now=1.0
+            FACTS._replace(entrance=f"{number}" + "x" * 1000, user="u" * 1000), long, now=1.0
         )
     (line,) = lines_of(output)
     assert len(line["entrance"]) == len(line["user"]) == len(line["detail"]) == 300
@@ -188,7 +187,7 @@ def test_refused_streams_are_counted_rather_than_all_written() -> None:
     for tenth in range(15):
         lines.stream_refused(FACTS, Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=tenth / 10)
     lines.stream_refused(
-        replace(FACTS, node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4
+        FACTS._replace(node="edge-2"), Refused(Reason.NODE_NOT_ATTACHED, "no agent"), now=1.4
     )
     nodes = [(line["node"], line.get("left_out")) for line in lines_of(output)]
     assert nodes == [("edge-1", None), ("edge-1", 9), ("edge-2", None)]

@@ -14,6 +14,8 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward, is_allowed, refuse_open_listen
 from tunnel_server.listeners.addresses import CannotListen
+from tunnel_server.listeners.admission import Admission
+from tunnel_server.listeners.listener import listen_tcp
 
 SSH = Target(host="localhost", port=22)
 SSH_AT_EDGE1 = TcpForward("127.0.0.1:0", "edge1", SSH)
@@ -37,6 +39,29 @@ async def test_bytes_go_both_ways_and_each_half_ends_alone() -> None:
         assert edge.counters.closed_streams == {("tcp", "done"): 1}
         assert edge.counters.bytes_moved == {("tcp", "to_target"): 5, ("tcp", "to_user"): 5}
         assert sum(edge.counters.first_bytes["tcp"].counts) == 1
+
+
+async def test_a_listener_without_scopes_ends_its_connections_at_its_own_end() -> None:
+    async def greet(far: FarEnd) -> None:
+        far.accept()
+        await far.stream.send_all(b"hello")
+        await far.near.was_reset.wait()
+
+    async with open_edge() as edge:
+        edge.attach("edge1", greet)
+        admission = Admission(1, 1, 1, clock=trio.current_time)
+        listener = await listen_tcp("tcp", ["127.0.0.1:0"], admission, edge.records, gives_way=False)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listener.serve, TcpEntrance(edge.opener, SSH_AT_EDGE1).serve)
+            stream = await edge.dial(listener)
+            await receive_until(stream, b"hello")
+            with pytest.raises((trio.BrokenResourceError, OSError)):
+                await (await edge.dial(listener)).receive_some()
+            nursery.cancel_scope.cancel()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert edge.counters.closed_streams == {("tcp", "server_stopping"): 1}
+        assert admission.open_connections == 0
 
 
 async def test_the_first_bytes_do_not_wait_for_the_dial() -> None:

@@ -46,6 +46,10 @@ class FakeStream(trio.abc.HalfCloseableStream):
         self.was_reset = trio.Event()
         self.was_closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        return self.was_closed or self.was_reset.is_set()
+
     async def wait_opened(self, wait_left: Callable[[], Awaitable[None]] = trio.sleep_forever) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when_answered, nursery.cancel_scope)
