@@ -19,6 +19,7 @@ from tunnel_core.config.types import (
     Log,
     Ops,
     Parsers,
+    PoolBytes,
     Seconds,
     SecondsOrNone,
     Secret,
@@ -79,6 +80,8 @@ class Session:
     """The cap of the back-off; waits are random between 0 and the back-off (full jitter)."""
     half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
     """How long a stream of which one half has ended may stay without a byte; 0: for ever."""
+    pool_bytes: PoolBytes = PoolBytes(0)
+    """Size of the pool of windows, and of that of sent bytes; 0: an eighth of the memory, 256 MiB at most."""
 
 
 @attrs.frozen(kw_only=True)

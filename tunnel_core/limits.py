@@ -36,7 +36,7 @@ class Limits:
     """Bytes of the largest window of one stream. Keeps loopback full; 160 MiB/s at a round trip of 50 ms."""
     credit_pool: int = 256 * MIB
     """Bytes by which all windows of one process may grow beyond their initial credit: the memory that stalled
-    readers can hold."""
+    readers can hold. On a machine or in a cgroup with less than 2 GiB it is an eighth of that memory."""
     early_data: int = 16 * KIB
     """Bytes of a stream that travel inside its ``open``: a request head."""
     max_send_memory: int = 32 * MIB
@@ -46,7 +46,7 @@ class Limits:
     them."""
     send_pool: int = 256 * MIB
     """Bytes that were sent and are not acknowledged, over all sessions of one process, those in grace
-    included."""
+    included. With less memory it is as small as ``credit_pool``."""
     unacked_seconds: float = 5.0
     """Time in which a peer that sends acknowledges nothing, before a short ``send_pool`` may reset its
     streams."""

@@ -10,10 +10,10 @@ from functools import partial
 
 import trio
 
-from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
+from tunnel_core.runtime.memory_limit import pool_bytes
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
@@ -91,7 +91,7 @@ class Server:
         self._store = store
         self._certificates = certificates
         self._counters = Counters()
-        self._pool = CreditPool(Limits().credit_pool)
+        self._pool = CreditPool(pool_bytes(config.session.pool_bytes))
         self._authority_lock = trio.Lock()
         self.nodes = Nodes(trio.current_time, _now, store.revoked.covers_node, most_gone=most_nodes(config))
         self.refusals = Refusals(store.note_nowait, trio.current_time)
@@ -102,7 +102,7 @@ class Server:
         self._reload = Reload(certificates, self._authority, self._credential_watch)
         self._readiness = Readiness(certificates)
         self._acceptor = SessionAcceptor(
-            AttachSettings(config.trust_domain, config.agents.max, session_limits(config)),
+            AttachSettings(config.trust_domain, config.agents.max, session_limits(config, self._pool.size)),
             self.nodes,
             self._pool,
             nursery,

@@ -22,6 +22,7 @@ from tunnel_core.config.types import (
     NodeName,
     Ops,
     Parsers,
+    PoolBytes,
     Seconds,
     SecondsOrNone,
     TrustDomain,
@@ -161,6 +162,8 @@ class Session:
     """Time for which an open waits for a lost link."""
     half_closed_seconds: SecondsOrNone = SecondsOrNone(600.0)
     """Time for which a half-closed stream may carry no byte; 0 sets no bound."""
+    pool_bytes: PoolBytes = PoolBytes(0)
+    """Size of the pool of windows, and of that of sent bytes; 0: an eighth of the memory, 256 MiB at most."""
 
     def __attrs_post_init__(self) -> None:
         for key, name, unit in _SENT_TO_AGENTS:
@@ -296,8 +299,11 @@ class ServerConfig:
         }
 
 
-def session_limits(config: ServerConfig) -> Limits:
-    """Return the session limits of the configuration. Limits without a key keep their defaults."""
+def session_limits(config: ServerConfig, pool_bytes: int) -> Limits:
+    """Return the session limits of the configuration, with pools of ``pool_bytes`` each.
+
+    Limits without a key keep their defaults.
+    """
     session = config.session
     return Limits(
         max_streams=session.max_streams,
@@ -308,6 +314,8 @@ def session_limits(config: ServerConfig) -> Limits:
         open_timeout_seconds=config.open_timeout_seconds,
         grace_seconds=session.grace_seconds,
         open_wait_seconds=session.open_wait_seconds,
+        credit_pool=pool_bytes,
+        send_pool=pool_bytes,
     )
 
 

@@ -104,6 +104,7 @@ def test_everything_can_be_set() -> None:
             "link.profile: 'mettered' is not one of default, metered; did you",
         ),
         ({"link": {"profile": "slow"}}, "link.profile: 'slow' is not one of default, metered; write"),
+        ({"session": {"pool_bytes": 5}}, "session.pool_bytes: 5 bytes is out of range; write 0, or a number"),
         ({"link": {"profil": "metered"}}, "link.profil: unknown key; did you mean profile?"),
         (
             {"link": {"max_bytes_per_second": 10}},

@@ -7,8 +7,9 @@ import pytest
 
 from tunnel_core.config.loader import ConfigError, Source, parse
 from tunnel_core.config.types import ListenAddress, LogFormat, StreamLog
+from tunnel_core.limits import MIB
 from tunnel_core.names import Target
-from tunnel_server.config import ServerConfig, TlsVersion
+from tunnel_server.config import ServerConfig, TlsVersion, session_limits
 
 SOURCE = Source(Path("/etc/qanat/server.toml"), Path("/var/lib/qanat"))
 
@@ -39,6 +40,20 @@ def test_an_empty_file_is_a_whole_configuration() -> None:
     assert config.connect.unix is None
     assert config.drain_seconds == 8
     assert config.metrics.per_node
+
+
+@pytest.mark.parametrize("size", [1, -1, MIB - 1, 2**41])
+def test_a_pool_has_at_least_a_mib(size: int) -> None:
+    problem = problem_of(session={"pool_bytes": size})
+    assert problem == f"session.pool_bytes: {size} bytes is out of range; write 0, or a number from {MIB}"
+
+
+def test_both_pools_have_the_given_size() -> None:
+    assert read(session={"pool_bytes": MIB}).session.pool_bytes == MIB
+    config = read()
+    assert config.session.pool_bytes == 0
+    limits = session_limits(config, 5 * MIB)
+    assert (limits.credit_pool, limits.send_pool) == (5 * MIB, 5 * MIB)
 
 
 def test_the_data_folder_moves_what_is_in_it() -> None:

@@ -28,6 +28,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool, SendPool
 from tunnel_core.names import split_host_port
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.runtime.memory_limit import pool_bytes
 from tunnel_core.session.attachment import Attachment
 from tunnel_core.session.handshake import VERSION, AgentHandshake
 from tunnel_core.session.profiles import ProfileName, profile_of
@@ -294,11 +295,14 @@ def connector_of(
 ) -> Connector:
     """Return the connector of ``installation``; for the callbacks see ``Connector``."""
     session = installation.config.session
+    pool = pool_bytes(session.pool_bytes)
     return Connector(
         bridge=bridge,
         bundle=installation.bundle,
         proxy=installation.proxy,
-        limits=Limits(attach_timeout_seconds=session.attach_timeout_seconds),
+        limits=Limits(
+            attach_timeout_seconds=session.attach_timeout_seconds, credit_pool=pool, send_pool=pool
+        ),
         connect_timeout_seconds=session.connect_timeout_seconds,
         services=installation.services,
         on_open=on_open,

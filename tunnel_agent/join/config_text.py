@@ -35,6 +35,7 @@ _TAIL = """
 # retry_max_seconds = 30          # longest wait between two attempts; waits are random
 # half_closed_seconds = 600       # reset a stream of which one half has ended after so long
 #                                 # without a byte; 0: never
+# pool_bytes = 0                  # memory of busy streams; 0: an eighth of the memory, 256 MiB at most
 
 # [link]
 # profile = "default"             # "metered": fewer pings, for links that are paid by the byte

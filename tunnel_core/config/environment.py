@@ -21,6 +21,7 @@ from tunnel_core.config.types import (
     Count,
     ListenAddress,
     Mode,
+    PoolBytes,
     Seconds,
     SecondsOrNone,
     UserId,
@@ -31,12 +32,13 @@ _MISSPELT = 0.9
 """Similarity from which an unknown name counts as a misspelling of a known one."""
 _OF_KUBERNETES = re.compile(r"_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_\w+)?)$")
 """Variables that Kubernetes sets in each container for each Service, also for a Service named qanat."""
-_WHOLE_NUMBERS = (int, Count, UserId)
+_WHOLE_NUMBERS = (int, Count, PoolBytes, UserId)
 _NUMBERS = (Seconds, SecondsOrNone)
 _KINDS: Mapping[Any, str] = {
     bool: "`true` or `false`",
     int: "a whole number",
     Count: "a whole number from 1",
+    PoolBytes: "a whole number from 1048576, 0 for automatic",
     UserId: "a user id",
     Seconds: "seconds",
     SecondsOrNone: "seconds, 0 for none",

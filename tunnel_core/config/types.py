@@ -13,6 +13,7 @@ from typing import Any, NewType, TypeAlias
 import attrs
 
 from tunnel_core.identity import Role, SpiffeId, is_identity_name
+from tunnel_core.limits import MIB
 from tunnel_core.names import (
     NODE_NAME_RULE,
     Target,
@@ -32,6 +33,8 @@ SecondsOrNone = NewType("SecondsOrNone", float)
 """A duration as ``Seconds``, or 0 for none."""
 Count = NewType("Count", int)
 """A whole number from 1."""
+PoolBytes = NewType("PoolBytes", int)
+"""A size in bytes of at least 1 MiB, or 0 for a size that follows the machine's memory."""
 UserId = NewType("UserId", int)
 Mode = NewType("Mode", int)
 """Permission bits."""
@@ -206,6 +209,13 @@ def _count(value: object) -> int:
     return number
 
 
+def _pool_bytes(value: object) -> int:
+    number = _whole_number(value)
+    if number and not MIB <= number <= 2**40:
+        raise InvalidValueError(f"{number} bytes is out of range", f"write 0, or a number from {MIB}")
+    return number
+
+
 def _user_id(value: object) -> int:
     if not 0 <= (number := _whole_number(value)) < 2**32 - 1:
         raise InvalidValueError(f"{number} is not a user id", "write a number from 0, as `id -u` prints it")
@@ -324,6 +334,7 @@ PARSERS: Parsers = {
     bool: _boolean,
     int: _whole_number,
     Count: _count,
+    PoolBytes: _pool_bytes,
     UserId: _user_id,
     Seconds: _seconds,
     SecondsOrNone: _seconds_or_none,

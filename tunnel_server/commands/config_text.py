@@ -65,6 +65,7 @@ domain = "localhost"
 # grace_seconds = 120             # how long streams wait for a lost link; 0: not at all
 # open_wait_seconds = 3           # how long a new connection waits for a lost link; 0: not at all
 # half_closed_seconds = 600       # reset a half-closed stream after this time without a byte; 0: never
+# pool_bytes = 0                  # memory of busy streams; 0: an eighth of the memory, 256 MiB at most
 
 [limits]                          # of each listener, mostly for unauthenticated connections
 # head_bytes = 16384
