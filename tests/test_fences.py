@@ -65,6 +65,7 @@ DECISIONS = [
     "tunnel_core.congestion.probing",
     "tunnel_core.http2.frame_budget",
     "tunnel_core.http2.call",
+    "tunnel_core.http2.messages",
     "tunnel_core.http.head",
     "tunnel_core.humanize",
     "tunnel_core.identity",

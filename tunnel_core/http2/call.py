@@ -20,7 +20,9 @@ from collections.abc import Iterable
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from tunnel_core.http2.frame_budget import FrameBudget
+from tunnel_core.http2.messages import PREFIX_BYTES, Http2Error, MessageAssembler
 from tunnel_core.limits import KIB, MIB
+from tunnel_core.wire.frames import Payload
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -42,7 +44,6 @@ again."""
 _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 _DEFAULT_FRAME = 16 * KIB
 _HEAD_BYTES = 9
-_PREFIX_BYTES = 5
 _HEAD = struct.Struct(">HBBBI")
 _SETTING = struct.Struct(">HI")
 
@@ -53,14 +54,15 @@ OK, RESOURCE_EXHAUSTED, UNIMPLEMENTED = 0, 8, 12
 _ANSWER = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 
 
-class Http2Error(Exception):
-    """Raised when the client violates HTTP/2; the text has the violation."""
-
-
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Encode one frame."""
     size = len(payload)
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def _data_head(size: int, stream: int) -> bytes:
+    """Encode the head of a DATA frame."""
+    return _HEAD.pack(size >> 8, size & 0xFF, DATA, 0, stream)
 
 
 def _encode_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -97,8 +99,8 @@ class Http2Call:
         self.holds_window = False
         """Whether the refill of receive windows is suspended."""
         self._path = path
-        self._max_message = max_message_bytes
         self._budget = FrameBudget(now)
+        self._assembler = MessageAssembler(max_message_bytes, self._budget)
         self._preface = PREFACE  # the part that has not arrived yet
         self._buffer = b""  # the start of a frame
         self._data_left = 0  # bytes of the present DATA frame
@@ -106,15 +108,13 @@ class Http2Call:
         self._stream = 0
         self._block: bytes | None = None  # the start of a header block
         self._block_ends_stream = False
-        self._partial = bytearray()  # the start of a message
-        self._needed = _PREFIX_BYTES  # bytes that the next step of ``_assemble`` needs
         self._window = RECEIVE_WINDOW  # bytes that the client may still send
         self._unrefilled = 0
         self._connection_window = self._stream_window = self._initial_window = _DEFAULT_WINDOW
         self._frame_size = _DEFAULT_FRAME
         self._pending = memoryview(b"")  # the rest of a message, which waits for windows
         self._is_answered = False
-        self._output = [_greeting()]
+        self._output: list[Payload] = [_greeting()]
 
     # Receiving.
 
@@ -124,12 +124,12 @@ class Http2Call:
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
-        at, size = self._skip_preface(data) if self._preface else 0, len(data)
+        at, size, view = self._skip_preface(data) if self._preface else 0, len(data), memoryview(data)
         while at < size:
             if self._data_left:
                 taken = min(self._data_left, size - at)
                 self._data_left -= taken
-                self._assemble(data[at : at + taken] if taken < size else data, messages, now)
+                self._assembler.add(view[at : at + taken], size, now, messages)
             elif self._padding_left:
                 taken = min(self._padding_left, size - at)
                 self._padding_left -= taken
@@ -189,7 +189,7 @@ class Http2Call:
         self._padding_left = padding
         if not self._data_left:
             self._budget.charge_control(length, now)
-        elif self._data_left < _PREFIX_BYTES:
+        elif self._data_left < PREFIX_BYTES:
             self._budget.charge_flow(now)
         self._budget.note_moved(self._data_left)
         self._window -= length
@@ -294,36 +294,6 @@ class Http2Call:
         if self._pending:
             self._push_pending()
 
-    def _assemble(self, piece: bytes, messages: list[bytes], now: float) -> None:
-        partial, data = self._partial, memoryview(piece)
-        if partial:
-            partial += piece
-            if len(partial) < self._needed:
-                return
-            data = memoryview(partial)
-        at, size = 0, len(data)
-        while True:
-            self._needed = _PREFIX_BYTES
-            if size - at < self._needed:
-                break
-            self._needed += self._check_prefix(data[at : at + _PREFIX_BYTES], now)
-            if size - at < self._needed:
-                break
-            messages.append(bytes(data[at + _PREFIX_BYTES : at + self._needed]))
-            at += self._needed
-        self._partial = bytearray(data[at:])
-
-    def _check_prefix(self, prefix: memoryview, now: float) -> int:
-        """Return the size of the message."""
-        is_compressed, size = prefix[0], int.from_bytes(prefix[1:], "big")
-        if is_compressed:
-            raise Http2Error("a message is compressed")
-        if size > self._max_message:
-            raise Http2Error(f"a message is larger than max ({size} vs. {self._max_message})")
-        if not size:
-            self._budget.charge_control(0, now)
-        return size
-
     def _refill(self) -> None:
         """Return taken bytes to the client's windows."""
         increment = self._unrefilled.to_bytes(4, "big")
@@ -343,20 +313,27 @@ class Http2Call:
         """Send one message as far as the client's windows allow. The rest follows when they open."""
         if not self._is_answered:
             self._answer()
-        prefix = b"\0" + len(message).to_bytes(4, "big")
-        self._budget.note_moved(len(message) + _PREFIX_BYTES)
-        self._pending = memoryview(prefix + message)
-        self._push_pending()
+        prefix, size = b"\0" + len(message).to_bytes(4, "big"), len(message) + PREFIX_BYTES
+        self._budget.note_moved(size)
+        if size <= min(self._frame_size, self._connection_window, self._stream_window):
+            self._take_window(size)
+            self._output += _data_head(size, self._stream) + prefix, message
+        else:
+            self._pending = memoryview(prefix + message)
+            self._push_pending()
 
     def _push_pending(self) -> None:
         while self._pending:
             size = min(len(self._pending), self._frame_size, self._connection_window, self._stream_window)
             if size <= 0:
                 return
-            self._connection_window -= size
-            self._stream_window -= size
-            self._output.append(frame(DATA, 0, self._stream, self._pending[:size].tobytes()))
+            self._take_window(size)
+            self._output += _data_head(size, self._stream), self._pending[:size]
             self._pending = self._pending[size:]
+
+    def _take_window(self, size: int) -> None:
+        self._connection_window -= size
+        self._stream_window -= size
 
     def _answer(self) -> None:
         self._is_answered = True
@@ -372,6 +349,6 @@ class Http2Call:
         self._output.append(frame(HEADERS, END_HEADERS | END_STREAM, self._stream, block))
 
     def take_output(self) -> bytes:
-        """Return the bytes to write, once."""
+        """Return the bytes to write, once. That is the only copy of a message that needs no second frame."""
         output, self._output = self._output, []
-        return output[0] if len(output) == 1 else b"".join(output)
+        return b"".join(output)

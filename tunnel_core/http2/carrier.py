@@ -22,8 +22,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from tunnel_core.carrier.interface import ATTACH_PATH, Carrier, CarrierPort, Peer
-from tunnel_core.http2.call import OK, RESOURCE_EXHAUSTED, Http2Call, Http2Error
+from tunnel_core.http2.call import OK, RESOURCE_EXHAUSTED, Http2Call
 from tunnel_core.http2.frame_budget import FloodError
+from tunnel_core.http2.messages import Http2Error
 from tunnel_core.http2.read_sizes import USUAL_READ, next_read
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason, Refused
@@ -34,6 +35,8 @@ _TURN_SECONDS = 0.002
 """Time for which one connection handles received bytes before a checkpoint."""
 _BURST = 1 * MIB
 """Bytes that one connection may send before a checkpoint."""
+_LONE_BYTES = 4 * KIB
+"""After a smaller read the carrier waits for more, because another read would usually find nothing."""
 _EARLY_BYTES, _EARLY_MESSAGES = 64 * KIB, 1024
 """Bytes and messages that wait until the carrier has its port: a hello."""
 _BATCH_SECONDS = 0.0003
@@ -41,6 +44,7 @@ _BATCH_SECONDS = 0.0003
 _CALL_SECONDS = 10.0
 """Time from the end of the handshake to the call."""
 _ABORT_SECONDS = 0.25
+"""Time from the end of a call to the end of its connection, so that the last bytes can leave."""
 _STOP_SECONDS = 5.0
 _STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -57,6 +61,7 @@ class ServedCarrier(Carrier):
         "_is_blocked",
         "_is_busy",
         "_is_ended",
+        "_is_woken",
         "_loss_detail",
         "_on_message",
         "_port",
@@ -89,6 +94,7 @@ class ServedCarrier(Carrier):
         self._early_bytes = 0
         self._sent_at = -math.inf  # when the last packet was sent
         self._is_busy = False  # within a step, which writes at its end
+        self._is_woken = True  # the port may have a packet
         self._is_blocked = False  # the kernel accepts no more
         self._is_ended = False  # abandoned, or reported to the port as lost
         self._loss_detail: str | None = None
@@ -104,13 +110,15 @@ class ServedCarrier(Carrier):
 
     def hand_over(self, port: CarrierPort) -> None:
         if self._port is not None:
-            self._port = port
+            self._port, self._is_woken = port, True
 
     def wake(self) -> None:
+        self._is_woken = True
         if not self._is_busy:
             self._server.step_soon(self)
 
     def wake_for_data(self) -> None:
+        self._is_woken = True
         if self._is_busy:
             return
         # If several streams send, one step in trio's next pass serves all wakes of this pass. A write for
@@ -128,7 +136,7 @@ class ServedCarrier(Carrier):
         if self._loss_detail is None:
             self._call.finish(OK)
             self.wake()
-            self._end_soon()
+            self._scope.deadline = trio.current_time() + _ABORT_SECONDS
 
     async def run(self) -> None:
         """Read the connection to its end. Raises ``FloodError``, ``Http2Error`` or ``RecordFlood``."""
@@ -146,7 +154,8 @@ class ServedCarrier(Carrier):
         finally:
             if self._is_blocked or self._scope.deadline <= trio.current_time():
                 self._stream.abort()  # on a dead path TCP would keep the queue
-            self._note_loss(detail)
+            self._loss_detail = detail
+            self._report_loss()
 
     def stop(self) -> None:
         """End ``run``. The caller of ``serve`` closes the connection."""
@@ -170,7 +179,7 @@ class ServedCarrier(Carrier):
             self._is_busy = False
 
     async def _read(self) -> str:
-        size, stream, turn_started = USUAL_READ, self._stream, trio.current_time()
+        stream, size, is_drained, turn_started = self._stream, USUAL_READ, False, trio.current_time()
         while True:
             if self._early and self._port is not None:
                 self._server.step_soon(self)  # each pass delivers some
@@ -178,27 +187,26 @@ class ServedCarrier(Carrier):
                 continue
             if self._call.ended:
                 return self._call.ended
-            if self._early_bytes > _EARLY_BYTES or len(self._early) > _EARLY_MESSAGES:
-                await self._wait_started()
+            is_full = self._early_bytes > _EARLY_BYTES or len(self._early) > _EARLY_MESSAGES
+            if is_full and not self._is_ended:
+                self._started = trio.Event()
+                await self._started.wait()
             read_at = trio.current_time()
-            data = stream.receive_nowait(size)
+            data = None if is_drained else stream.receive_nowait(size)
             if data is None:
+                is_drained = False
                 await stream.wait_readable()
                 turn_started = trio.current_time()
                 continue
             if not data:
                 return "the agent closed the connection"
             self._handle_data(data, read_at)
+            is_drained = len(data) < _LONE_BYTES
             now = trio.current_time()
             size = next_read(size, len(data), now - read_at)
             if now > turn_started + _TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
                 turn_started = trio.current_time()
-
-    async def _wait_started(self) -> None:
-        if not self._is_ended:
-            self._started = trio.Event()
-            await self._started.wait()
 
     def _handle_data(self, data: bytes, now: float) -> None:
         call = self._call
@@ -220,7 +228,7 @@ class ServedCarrier(Carrier):
                 self._deliver()
             if call.has_finished and not self._is_ended:
                 self._is_ended = True
-                self._end_soon()
+                self._scope.deadline = trio.current_time() + _ABORT_SECONDS
             self._write()
         finally:
             self._is_busy = False
@@ -245,10 +253,11 @@ class ServedCarrier(Carrier):
     def _write(self) -> None:
         call, written = self._call, 0
         while not self._is_blocked:
-            if self._port is not None and call.can_send and written < _BURST:
+            if self._is_woken and self._port is not None and call.can_send and written < _BURST:
+                self._is_woken = False
                 packet = self._port.next_packet()
                 if packet is not None:
-                    self._sent_at = trio.current_time()
+                    self._is_woken, self._sent_at = True, trio.current_time()
                     call.send(packet)
                     written += len(packet)
             output = call.take_output()
@@ -266,16 +275,8 @@ class ServedCarrier(Carrier):
             self._is_blocked = False
             self.step()
 
-    def _end_soon(self) -> None:
-        """End ``run`` soon, when the last bytes had time to leave."""
-        self._scope.deadline = trio.current_time() + _ABORT_SECONDS
-
-    def _note_loss(self, detail: str) -> None:
-        """Report the loss to the port, or to a later port."""
-        self._loss_detail = detail
-        self._report_loss()
-
     def _report_loss(self) -> None:
+        """Report the loss to the port. ``step`` calls this again for a later port."""
         port, self._port = self._port, None
         if port is not None and not self._is_ended:
             self._is_ended = True

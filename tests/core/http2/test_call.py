@@ -16,8 +16,9 @@ from tests.rogues import http2
 from tests.rogues.http2 import call_headers, frame
 from tunnel_core.http2 import call as http2_call
 from tunnel_core.http2 import frame_budget as http2_budget
-from tunnel_core.http2.call import Http2Call, Http2Error
+from tunnel_core.http2.call import Http2Call
 from tunnel_core.http2.frame_budget import FloodError
+from tunnel_core.http2.messages import Http2Error
 from tunnel_core.limits import MIB
 
 PATH = b"/qanat.v1.Tunnel/Attach"

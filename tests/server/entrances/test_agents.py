@@ -242,6 +242,26 @@ async def test_others_run_while_one_connection_sends_many_packets_at_once(tmp_pa
     assert max(map(port.came.count, port.came)) <= 10
 
 
+async def test_a_port_without_a_packet_is_asked_again_only_after_a_wake(tmp_path: Path) -> None:
+    packet = ping(1)
+    content = b"\0" + len(packet).to_bytes(4, "big") + packet
+    call = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_headers())
+    async with open_site() as site:
+        with await Rogue(site, tmp_path, pki.node_leaf("edge-1")).dial() as connection:
+            connection.sendall(call + http2.frame(http2.DATA, 0, 1, content))
+            port = RecordingPort(await site.accept())
+            await port.wait(lambda port: port.received and port.is_idle)
+            asked = port.asked
+            connection.sendall(http2.frame(http2.DATA, 0, 1, content))
+            await port.wait_received(2)
+            assert port.asked == asked
+            port.send(packet)
+            await port.wait(lambda port: port.asked == asked + 2)
+            connection.sendall(http2.frame(http2.DATA, http2.END_STREAM, 1, content))
+            await port.wait_lost()
+    assert len(port.received) == 3
+
+
 async def test_a_client_without_h2_is_refused(tmp_path: Path) -> None:
     async with open_site() as site:
         rogue = Rogue(site, tmp_path, pki.node_leaf("edge-1"))
