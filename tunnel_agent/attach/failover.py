@@ -75,7 +75,7 @@ class SessionFailover:
             max_wait_seconds=max_wait_seconds,
             attempt_seconds=attempt_seconds,
         )
-        self._probe = PathProbe(hops, self._path_returned)
+        self._hops = hops
         self.offered: Attachment | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._timer = trio.CancelScope()
@@ -115,20 +115,21 @@ class SessionFailover:
 
     async def run(self) -> None:
         """Replace carriers until the session has ended. Cancellation abandons the attempts under way."""
+        probe = PathProbe(self._hops, self._path_returned)  # no attribute, which would be a cycle
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._poll_policy, nursery)
-            nursery.start_soon(self._probe.run)
+            nursery.start_soon(self._poll_policy, nursery, probe)
+            nursery.start_soon(probe.run)
             nursery.start_soon(self._on_carried)
             await self._session.wait_ended()
             nursery.cancel_scope.cancel()
 
-    async def _poll_policy(self, nursery: trio.Nursery) -> None:
+    async def _poll_policy(self, nursery: trio.Nursery, probe: PathProbe) -> None:
         while True:
             self._on_state_change(None)  # no event reports the arrival of a late answer
             now, chance = trio.current_time(), random.random()  # noqa: S311 - spreads load
             status = self._carrier_status()
             self._act(self._policy.poll(now, status, chance), nursery)
-            self._probe.enable(wanted=self._policy.may_probe(now, status))
+            probe.enable(wanted=self._policy.may_probe(now, status))
             is_late = self._session.statistics().late_since < math.inf
             if self._session.attachment is not None:  # leaves bandwidth to the attempt beside it
                 self._session.attachment.carrier.throttle(enabled=self._policy.is_trying and is_late)
