@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from pathlib import Path
 
@@ -26,4 +27,6 @@ def extensions() -> list[Extension]:
     return mypycify(files, opt_level="2", debug_level="0", group_name=LIBRARY)
 
 
-setup(ext_modules=extensions() if os.environ.get("QANAT_COMPILE") == "1" else [])
+# pip asks for the metadata first, which are the same in both forms.
+is_build = "dist_info" not in sys.argv
+setup(ext_modules=extensions() if is_build and os.environ.get("QANAT_COMPILE") == "1" else [])
