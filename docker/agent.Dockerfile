@@ -28,25 +28,35 @@ RUN set -eu; \
 FROM python AS build
 # Address of a private package index; its roots, if it needs any, come by `--secret id=roots,src=FILE`.
 ARG PIP_INDEX_URL
-# 32-bit arm has no wheel of cffi, so the build compiles cffi there.
+# 1: mypyc compiles the modules of packets and streams. 0 saves minutes where the build is emulated.
+ARG COMPILE=1
+# 32-bit arm has no wheel of cffi, so the build compiles cffi there. It has none of mypy's parser either, which
+# needs Rust, so these modules stay Python.
 RUN set -eu; \
     packages='python3-venv ca-certificates'; \
     [ "$(dpkg --print-architecture)" != armhf ] || packages="$packages gcc libc6-dev libffi-dev python3-dev"; \
+    compile=$COMPILE; \
+    [ "$(dpkg --print-architecture)" != armhf ] || compile=0; \
+    echo "$compile" >/compile; \
+    [ "$compile" != 1 ] || packages="$packages gcc libc6-dev python3-dev"; \
     apt-get update -qq; \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=0
 WORKDIR /build
-COPY docker/lock/build.txt docker/lock/agent.txt lock/
+COPY docker/lock/build.txt docker/lock/compile.txt docker/lock/agent.txt lock/
 RUN --mount=type=secret,id=roots,target=/run/roots.pem set -eu; \
     [ ! -s /run/roots.pem ] || export PIP_CERT=/run/roots.pem; \
     python3 -m venv tools; \
     tools/bin/pip install -q --require-hashes -r lock/build.txt; \
+    [ "$(cat /compile)" != 1 ] || tools/bin/pip install -q --require-hashes -r lock/compile.txt; \
     tools/bin/pip wheel -q --no-build-isolation --require-hashes -w wheels -r lock/agent.txt
-COPY pyproject.toml README.md LICENSE source/
+COPY pyproject.toml setup.py README.md LICENSE source/
+COPY compiling source/compiling/
 COPY certs source/certs/
 COPY tunnel_core source/tunnel_core/
 COPY tunnel_agent source/tunnel_agent/
 RUN set -eu; \
+    export QANAT_COMPILE="$(cat /compile)"; \
     tools/bin/pip wheel -q --no-deps --no-build-isolation -w wheels ./source; \
     python3 -m venv --without-pip /opt/qanat; \
     tools/bin/pip --python /opt/qanat/bin/python install -q --no-index --no-deps --no-compile wheels/*.whl; \

@@ -33,7 +33,10 @@ def requirements_by_lock(pyproject: Mapping[str, object]) -> dict[str, list[str]
     assert isinstance(project, dict)
     agent = list(project["dependencies"])
     server = [*agent, *project["optional-dependencies"]["server"]]
-    return {"agent": sorted(agent), "server": sorted(server), "build": _BUILD}
+    compiler = [
+        text for text in project["optional-dependencies"].get("dev", ()) if Requirement(text).name == "mypy"
+    ]
+    return {"agent": sorted(agent), "server": sorted(server), "build": _BUILD, "compile": compiler}
 
 
 def problems(text: str, requirements: Sequence[str]) -> Iterator[str]:

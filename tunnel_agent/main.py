@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from certs.token import trouble_with_arguments
-from tunnel_core.cli.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup, version_option
 
 _COMMANDS = {
     "join": "tunnel_agent.commands.join:command",
@@ -28,7 +28,7 @@ _COMMANDS = {
     guard=trouble_with_arguments,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="qanat", prog_name="qanat-agent")
+@version_option("qanat-agent")
 def main() -> None:
     """The edge side of Qanat: dials out to a server and lets its users reach the targets that you allow.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunnel_core.cli.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup, version_option
 
 _COMMANDS = {
     "status": "tunnel_client.commands.status:status",
@@ -27,7 +27,7 @@ _COMMANDS = {
 
 @click.group(cls=LateGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle with your certificate.")
-@click.version_option(package_name="qanat", prog_name="qanat")
+@version_option("qanat")
 def main(bundle: Path | None) -> None:
     """Reach nodes behind NAT through a Qanat server.
 

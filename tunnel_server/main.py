@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from certs.token import trouble_with_arguments
-from tunnel_core.cli.command_line import LateGroup
+from tunnel_core.cli.command_line import LateGroup, version_option
 
 _COMMANDS = {
     "init": "tunnel_server.commands.init:command",
@@ -33,7 +33,7 @@ _COMMANDS = {
     guard=trouble_with_arguments,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="qanat", prog_name="qanat-server")
+@version_option("qanat-server")
 def main() -> None:
     """The cloud side of Qanat: accepts agents, and connects users to their nodes.
 

@@ -21,6 +21,7 @@ from tests.support.pki.authority import write_user_bundle
 from tunnel_client.main import main
 from tunnel_client.node_facts import state_of
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.version import __version__, form
 
 ROOT = Path(__file__).parents[2]
 QANAT = [sys.executable, "-c", "from tunnel_client.main import main; main(prog_name='qanat')"]
@@ -130,7 +131,9 @@ async def test_sessions_and_streams_are_listed(server: FakeServer, tmp_path: Pat
 async def test_version_shows_both_ends(server: FakeServer, tmp_path: Path) -> None:
     server.pages["version"] = {"version": "9.9"}
     result = await inside(tmp_path, "version", "--json")
-    assert json.loads(result.stdout)["server"] == {"version": "9.9"}
+    shown = json.loads(result.stdout)
+    assert shown["server"] == {"version": "9.9"}
+    assert (shown["client"], shown["client_form"]) == (__version__, form())
 
 
 @pytest.mark.parametrize("page", [{}, {"nodes": 5}, {"nodes": [None, {"name": {}, "streams": []}]}])

@@ -19,6 +19,7 @@ from tests.support.fakes.scripted_server import FakeServer, fake_server
 from tests.support.pki.authority import write_user_bundle
 from tunnel_core.cli import tables
 from tunnel_core.cli.terminal import line_width
+from tunnel_core.version import form
 
 LONG = "shop-7." + "x" * 60 + "." + "y" * 60 + "." + "z" * 60 + ".example.com"
 NAMES = ("edge1", "shop-7.stores.example.com", LONG)
@@ -93,7 +94,7 @@ WHOLE = {
     "sessions": ["0a1b2c3d", "999 GiB"],
     "streams": ["0a1b2c3d-123457", "kim.van.der.berg@example.com", "database.internal.example.com:5432"],
     "events": ["2026-01-01 12:00:00Z", "taken_over", "agent_restarted"],
-    "version": ["0.1.0"],
+    "version": ["0.1.0", form()],
 }
 
 
@@ -128,7 +129,7 @@ async def test_the_header_is_the_same_in_a_pipe(
     monkeypatch.setenv("COLUMNS", "40")  # many environments have it
     lines = (await inside(tmp_path, command)).stdout.splitlines()
     assert lines[0].split() == HEADERS[command].split()
-    assert len(lines) == 1 + (15 if command == "services" else 3)  # a line for each row
+    assert len(lines) == 1 + {"services": 15, "version": 4}.get(command, 3)  # a line for each row
 
 
 async def test_one_node_in_full_fits(server: FakeServer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 from tunnel_agent.commands.options import json_option
 from tunnel_core.cli.command_line import print_json
-from tunnel_core.version import __version__
+from tunnel_core.version import __version__, form
 
 
 @click.command("version")
@@ -24,6 +24,7 @@ def command(as_json: bool) -> None:
     """
     versions = {
         "qanat": __version__,
+        "form": form(),
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
         "trio": version("trio"),

@@ -24,6 +24,7 @@ from tunnel_client.node_facts import (
 )
 from tunnel_core.cli.tables import Row, Table, show_list, wide_option
 from tunnel_core.humanize import age_of, milliseconds_of
+from tunnel_core.version import form
 
 _SESSIONS = Table(("session", "node", "age", "rtt", "streams", "in", "out"), ("address", "software"))
 _VERSIONS = Table(("what", "version"))
@@ -100,8 +101,12 @@ def version(bundle: Path | None, as_json: bool) -> None:
     """
     own = metadata.version("qanat")
     server = _ask("version", bundle)
-    rows = [("qanat", own), *((f"server {name}", str(value)) for name, value in server.items())]
-    show_list({"client": own, "server": server}, _VERSIONS, rows, "", as_json=as_json)
+    rows = [
+        ("qanat", own),
+        ("form", form()),
+        *((f"server {name}", str(value)) for name, value in server.items()),
+    ]
+    show_list({"client": own, "client_form": form(), "server": server}, _VERSIONS, rows, "", as_json=as_json)
 
 
 def _ask(page: str, bundle: Path | None) -> dict[str, Any]:

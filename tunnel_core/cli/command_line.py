@@ -13,13 +13,16 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import click
 
 from tunnel_core.config.paths import rights_hint
 from tunnel_core.reasons import Category, Reason, Refused
 from tunnel_core.runtime.startup import settle_output
+from tunnel_core.version import __version__, form
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class ExitCode(enum.IntEnum):
@@ -325,6 +328,24 @@ def _ending_of_abort(abort: click.Abort) -> click.ClickException | click.excepti
 def printable(text: str) -> str:
     """Replace the characters in a stranger's text that would control the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def version_option(program: str) -> Callable[[_Function], _Function]:
+    """Return the option ``--version`` of a program, which also shows in which form the program runs."""
+
+    def show(context: click.Context, _: click.Parameter, is_given: bool) -> None:
+        if is_given and not context.resilient_parsing:
+            click.echo(f"{program}, version {__version__}, {form()}")
+            context.exit()
+
+    return click.option(
+        "--version",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=show,
+        help="Show the version and exit.",
+    )
 
 
 def print_json(value: object) -> None:

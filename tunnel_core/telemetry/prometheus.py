@@ -21,6 +21,7 @@ from tunnel_core.telemetry.counters import (
     NodeSample,
     Snapshot,
 )
+from tunnel_core.version import form
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "qanat_"
@@ -67,9 +68,9 @@ class _Page:
 
 def _build(software: str) -> Metric:
     family = GaugeMetricFamily(
-        f"{_PREFIX}build_info", "Software of this process; always 1.", labels=["software"]
+        f"{_PREFIX}build_info", "Software of this process; always 1.", labels=["software", "form"]
     )
-    family.add_metric([software], 1)
+    family.add_metric([software, form()], 1)
     return family
 
 

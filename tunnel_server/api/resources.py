@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tunnel_core.http.router import GET, Route, RoutedRequest, Section
 from tunnel_core.http.server import json_body, respond_json
 from tunnel_core.humanize import as_iso
+from tunnel_core.version import form
 from tunnel_server.api import events as api_events
 from tunnel_server.api import status as api_status
 from tunnel_server.api.lists import (
@@ -276,6 +277,7 @@ def _services(session: Session | None) -> list[Json]:
 def _versions() -> Json:
     return {
         "version": _installed("qanat"),
+        "form": form(),
         "python": platform.python_version(),
         "grpc": _installed("grpcio"),
         "tls": ssl.OPENSSL_VERSION,

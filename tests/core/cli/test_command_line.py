@@ -11,9 +11,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tunnel_core.cli.command_line import CommandError, ExitCode, LateGroup, exit_code_of
+from tunnel_core.cli import command_line
+from tunnel_core.cli.command_line import CommandError, ExitCode, LateGroup, exit_code_of, version_option
 from tunnel_core.config import paths
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.version import COMPILED, PURE, __version__
 
 
 @click.command("fails")
@@ -35,6 +37,14 @@ def test_a_failure_is_json_if_asked_for() -> None:
         "reason": "target_not_allowed",
         "detail": "edge1 does not allow db:5432",
     }
+
+
+@pytest.mark.parametrize("found", [COMPILED, PURE])
+def test_the_version_names_the_form(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "form", lambda: found)
+    program = click.command()(version_option("qanat-server")(lambda: None))
+    result = CliRunner().invoke(program, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"qanat-server, version {__version__}, {found}\n")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.support.fakes.eager_carrier import EagerCarrier
 from tests.support.fakes.eager_link import carrier_of, eager_links
 from tests.support.fakes.grpc_link import grpc_links
 from tests.support.fakes.memory_link import TARGET, LinkPair, memory_links
+from tests.support.fakes.replaced import with_methods
 from tunnel_core.limits import KIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.attachment import Attachment
@@ -49,14 +50,14 @@ class TestMoving:
             carrier = EagerCarrier()
             attempt = Attachment(carrier, ServerHandshake(lambda _: pair.server.welcome))
             carrier.start(attempt)
-            move, taken = pair.server._protocol.move, -1
+            protocol, taken = pair.server._protocol, -1
 
             def watched(have: int, now: float) -> None:
                 nonlocal taken
-                move(have, now)
+                protocol.move(have, now)
                 taken = len(carrier.packets)
 
-            pair.server._protocol.move = watched  # type: ignore[method-assign]
+            pair.server._protocol = with_methods(protocol, move=watched)
             pair.server.move_to(attempt, pair.agent.received)
             assert taken == 0
             assert carrier.packets

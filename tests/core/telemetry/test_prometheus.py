@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tunnel_core.reasons import Reason
 from tunnel_core.telemetry import prometheus as metrics
 from tunnel_core.telemetry.counters import CapSample, Counters, NodeSample
+from tunnel_core.version import form
 
 
 def series_of(counters: Counters, nodes: tuple[NodeSample, ...] = ()) -> dict[str, float]:
@@ -25,7 +26,7 @@ def series_of(counters: Counters, nodes: tuple[NodeSample, ...] = ()) -> dict[st
 
 def test_an_idle_process_shows_what_it_is() -> None:
     series = series_of(Counters())
-    assert series["qanat_build_info{qanat/1}"] == 1
+    assert series[f"qanat_build_info{{{form()},qanat/1}}"] == 1
     assert series["qanat_sessions{}"] == 2
 
 

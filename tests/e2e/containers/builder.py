@@ -103,6 +103,7 @@ def build(side: str, machine: Machine, name: str, *, anew: bool = False, target:
     layers = ["--no-cache", "--omit-history"] if anew else ["--layers"]
     command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
     command += [f"--target={target}"] if target else []
+    command += [] if machine.is_here else ["--build-arg=COMPILE=0"]
     command += ["--timestamp=0", *layers, f"--build-arg={base}", *_pip_settings(), f"--tag={name}"]
     _run([*command, f"--file=docker/{side}.Dockerfile", "."], seconds=1500)
 
@@ -172,11 +173,18 @@ def _inputs(side: str) -> str:
 
 
 def _sources(side: str) -> Iterator[Path]:
-    yield from (ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))
+    yield from (ROOT / name for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"))
     yield from (
-        ROOT / "docker" / name for name in (f"{side}.Dockerfile", f"lock/{side}.txt", "lock/build.txt")
+        ROOT / "docker" / name
+        for name in (f"{side}.Dockerfile", f"lock/{side}.txt", "lock/build.txt", "lock/compile.txt")
     )
-    ours = ("certs", "tunnel_core", f"tunnel_{side}", *(["tunnel_client"] if side == "server" else []))
+    ours = (
+        "compiling",
+        "certs",
+        "tunnel_core",
+        f"tunnel_{side}",
+        *(["tunnel_client"] if side == "server" else []),
+    )
     for package in ours:
         yield from sorted((ROOT / package).rglob("*.py"))
 

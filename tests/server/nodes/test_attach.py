@@ -16,6 +16,7 @@ import trio.testing
 from tests.support.fakes import memory_link
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.memory_carrier import MemoryCarrier, memory_carriers
+from tests.support.fakes.replaced import with_methods
 from tests.support.pki import authority as pki
 from tunnel_core.carrier.interface import CarrierPort
 from tunnel_core.limits import Limits
@@ -399,7 +400,7 @@ async def test_a_link_that_crashes_takes_neither_server_nor_node_along(
         agent = await agents_port.attach("edge1")
         stream = await agents_port.open("edge1")
         session = agents_port.session_of("edge1")
-        session._protocol.tick = lambda _: fail()  # type: ignore[method-assign,func-returns-value]
+        session._protocol = with_methods(session._protocol, tick=lambda _: fail())
         agent.carrier.swallow = True
         with trio.fail_after(100), pytest.raises(StreamReset) as caught:
             await stream.receive_some()

@@ -59,6 +59,9 @@ _PACKAGES = {
     "rsync": "rsync",
     "runc": "runc",
     "socat": "socat",
+    # ./dev compiled and ./dev wheel compile with these.
+    "gcc": "gcc",
+    "python3-config": "python3-dev",
     # The everyday tests try the completion of these shells, if they are installed.
     "fish": "fish",
     "zsh": "zsh",
