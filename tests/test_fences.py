@@ -81,6 +81,7 @@ DECISIONS = [
     "tunnel_core.node_patterns",
     "tunnel_core.telemetry.ops_places",
     "tunnel_core.congestion.pacer",
+    "tunnel_core.congestion.stalls",
     "tunnel_core.session.profiles",
     "tunnel_core.session.ranges",
     "tunnel_core.reasons",

@@ -14,19 +14,17 @@
    (``probing.py``). The limit grows by at most the bytes acknowledged, so growth makes no burst.
 5. Every few seconds, or when an unintended queue stands, an *RTT probe* lowers the limit below what the base
    round trip holds. Packets sent then find no queue of ours, so they measure the path itself (BBR's
-   PROBE_RTT, shallower). The queue that drains was ours; the queue that stays is the route's or another
-   flow's.
+   PROBE_RTT, shallower). The queue that drains was ours; the queue that stays is not.
 6. Beside a competing flow (``competition.py``) the limit is a multiple of the path's bytes and holds that
-   flow's queue. TCP below then has more than it can use, and competes as for everybody. The limit stays
-   bounded.
+   flow's queue. TCP below then has more than it can use, and competes as for everybody.
 7. Bulk is paced on long paths (``pacer.py``), at the rate and a little more or less, so that half the slack
    waits. Behind bulk of the other direction acknowledgements come in bursts (Zhang, Shenker and Clark 1991),
    and a limit alone turns them into bursts both ways. Pacing is the only use of a timer.
    Priority bytes may be a little ahead of limit and pace.
 8. With nothing in flight one packet may always leave, so no acknowledgement or stamp of a peer stops the
-   session. While only keystrokes are in flight on a short path, few packets are counted, because counting
-   costs more.
-9. The receiver rarely acknowledges on its own (``acks.py``); ``sent`` returns when to request it.
+   session. While only keystrokes are in flight on a short path, few packets are counted, for speed.
+9. Programs on a busy processor pause (``stalls.py``). The slack grows by their pauses, and so do packets.
+10. The receiver rarely acknowledges on its own (``acks.py``); ``sent`` returns when to request it.
 
 Other modules decide whose bytes leave (the mux) and what is acknowledged (the session). Nothing decides
 fairness among the sessions of one link, each of which holds a few milliseconds. Packets of an older carrier
@@ -41,6 +39,7 @@ from tunnel_core.congestion.competition import CompetingFlowDetector
 from tunnel_core.congestion.pacer import PACED_PATH_SECONDS, Pacer
 from tunnel_core.congestion.probing import BandwidthProbe
 from tunnel_core.congestion.rate_estimator import RateEstimator, Sample
+from tunnel_core.congestion.stalls import StallEstimator
 from tunnel_core.limits import KIB, MIB, Limits
 
 _INITIAL_LIMIT = 8 * KIB
@@ -53,13 +52,14 @@ _MIN_PACKET, _MIN_SHORT_PATH_PACKET = 1280, 2 * KIB
 """With its headers one segment: TCP counts segments, and part of one takes as much of its window as a whole.
 On short paths the price of a packet counts instead."""
 _PRIORITY_PACKETS = 2
-"""Packets by which priority bytes may exceed limit and pace. Keystrokes stay below; many new uploads do
-not."""
+"""Packets by which priority bytes may exceed limit and pace. Keystrokes stay below; new uploads do not."""
 _PACKET_SECONDS = 0.004
 """Link time of a packet, because a keystroke may find one packet ahead of it."""
 _FAST_PACKET_SECONDS = 0.01
 """The same on a fast link, where a packet costs the program's time. Smaller packets would cost a busy one
 more."""
+_STALL_PACKET_SHARE = 1 / 4
+"""Share of the programs' pauses that a packet may take, because small ones cost a busy processor too much."""
 _ACK_REQUEST_SECONDS = 0.006
 """Between requested acknowledgements: 170 a second at most, 1-2 % of a CPU and of a slow return path."""
 _MIN_ACK_REQUEST_BYTES = 4 * KIB
@@ -119,6 +119,8 @@ class CongestionController:
         """Bytes that may be in flight."""
         self.rate_bytes_per_second = 0.0
         self._short_path = False
+        self._stalls = StallEstimator()
+        self._stall_seconds = 0.0  # of regular pauses of the programs: the bytes in flight must last as long
         self.packet_bytes = self._packet_bytes()
         """The most that one packet should hold."""
         self._uncounted: deque[tuple[int, int]] = deque()  # number and size of uncounted packets in flight
@@ -167,14 +169,16 @@ class CongestionController:
         target = self.limit / 4
         rate = self.rate_bytes_per_second
         if rate:
-            target = min(target, rate * (_PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS))
+            seconds = _PACKET_SECONDS if rate < _FAST_FROM else _FAST_PACKET_SECONDS
+            target = min(target, rate * (seconds + _STALL_PACKET_SHARE * self._stall_seconds))
         minimum = _MIN_SHORT_PATH_PACKET if self._short_path else _MIN_PACKET
         return int(min(self._limits.max_packet_bytes, max(minimum, target)))
 
     def room(self, now: float) -> int:
         """Bytes of bulk that may leave now: 0, or at least half a packet."""
         room, packet = self.limit - self._estimator.in_flight, self.packet_bytes
-        self._pacer.clear()
+        if late := self._pacer.asked(now):
+            self._stalls.observe_late(late)
         if not self._estimator.in_flight:
             return max(room, packet)
         if room * 2 < packet:
@@ -198,6 +202,8 @@ class CongestionController:
 
     def note_app_limited(self) -> None:
         """Note that the session has no more to send, though the limit allows more."""
+        if not self._short_path:
+            self._pacer.clear()
         if self._estimator.in_flight < self.limit:
             self._app_limited = True
 
@@ -285,16 +291,14 @@ class CongestionController:
             self._round_rate = max(self._round_rate, sample.rate)
             self.rate_bytes_per_second = max(self.rate_bytes_per_second, sample.rate)
         self._round_app_limited |= sample.app_limited
-        queue = (
-            sample.queue
-            if self._estimator.base_round_trip <= PACED_PATH_SECONDS
-            else self._record_queue(sample)
-        )
+        paced = self._estimator.base_round_trip > PACED_PATH_SECONDS
+        queue = self._record_queue(sample) if paced else sample.queue
         self._round_queue += queue * sample.size
         self._round_bytes += sample.size
 
     def _record_queue(self, sample: Sample) -> float:
         """Return the sample's queue in seconds, without the packet's own send time: 5 ms of 2 Mbit/s."""
+        self._stalls.observe_compression(sample.compression)
         rate, slack = self.rate_bytes_per_second, self._slack
         send_seconds = min(sample.size, self.packet_bytes) / max(1.0, rate)
         self._queue = max(0.0, sample.queue - min(send_seconds, slack))
@@ -313,6 +317,7 @@ class CongestionController:
         self._update_rate(unintended=unintended)
         if self._round_rate and not self._round_app_limited and not self._round_probed_rtt:
             self._bandwidth_probe.end_round(queue, self._slack, self.rate_bytes_per_second)
+        self._stall_seconds = self._stalls.end_round(competing=self._competing_flows.detected)
         was_probing_rtt = self._probing_rtt
         self._maybe_probe_rtt(now, unintended=unintended)
         self._start_round(probed_rtt=was_probing_rtt or self._probing_rtt)
@@ -341,12 +346,9 @@ class CongestionController:
     @property
     def _slack(self) -> float:
         """Seconds of intended queue, so that the link is never idle."""
-        fast = (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)
-        return (
-            _SLACK_SECONDS
-            + _SLACK_SHARE * self._estimator.base_round_trip
-            + _FAST_SLACK_SECONDS * min(1.0, max(0.0, fast))
-        )
+        fast = min(1.0, max(0.0, (self.rate_bytes_per_second - _FAST_FROM) / (_FAST_TO - _FAST_FROM)))
+        slack = _SLACK_SECONDS + _SLACK_SHARE * self._estimator.base_round_trip + _FAST_SLACK_SECONDS * fast
+        return slack + self._stall_seconds
 
     def _max_intended_queue(self) -> float:
         """Seconds of queue that the limit accounts for; a longer one is unintended."""
@@ -370,10 +372,8 @@ class CongestionController:
                 extra = max(extra, _COMPETING_GAIN * self._estimator.min_round_trip)
             target = rate * (base_round_trip + extra + self._slack) + self._ack_request_bytes
             target = max(_MIN_LIMIT, target)
-        grown = self.limit + (
-            _COMPETING_GROWTH * acked_bytes if self._competing_flows.detected else acked_bytes
-        )
-        self.limit = int(min(target, grown, self._limits.max_send_memory))
+        growth = _COMPETING_GROWTH if self._competing_flows.detected else 1.0
+        self.limit = int(min(target, self.limit + growth * acked_bytes, self._limits.max_send_memory))
         self._short_path = self._estimator.base_round_trip <= PACED_PATH_SECONDS
         self.packet_bytes = self._packet_bytes()
 

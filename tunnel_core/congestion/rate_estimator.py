@@ -54,6 +54,7 @@ class Sample(NamedTuple):
     rate: float  # bytes per second
     queue: float  # seconds for which the newest of them waited on the forward path
     app_limited: bool  # the program had no more to send, so the link may do better
+    compression: float  # seconds by which its distance to the sample before shrank; 0: to no less than half
 
 
 class RateEstimator:
@@ -105,9 +106,12 @@ class RateEstimator:
         forward_delay = self._forward_delay(packet, stamp, now)
         self._update_delays(packet, forward_delay, now)
         rate = self._rate(packet, forward_delay, now)
-        self._last_sent, self._last_arrived = packet.sent_at, packet.sent_at + forward_delay
+        arrived = packet.sent_at + forward_delay
+        sent_gap, arrival_gap = packet.sent_at - self._last_sent, arrived - self._last_arrived
+        compression = sent_gap - arrival_gap if arrival_gap < sent_gap / 2 else 0.0
+        self._last_sent, self._last_arrived = packet.sent_at, arrived
         queue = max(0.0, forward_delay - self.min_one_way_delay)
-        return Sample(packet.number, size, rate, queue, packet.app_limited)
+        return Sample(packet.number, size, rate, queue, packet.app_limited, compression)
 
     def _forward_delay(self, packet: _SentPacket, stamp: int, now: float) -> float:
         if not stamp:

@@ -571,9 +571,16 @@ class Link:
     """A session over one bottleneck: a server and an agent, each with its congestion controller."""
 
     def __init__(
-        self, megabits: float, round_trip: float, queue_seconds: float, *, bounded: bool = True
+        self,
+        megabits: float,
+        round_trip: float,
+        queue_seconds: float,
+        *,
+        bounded: bool = True,
+        costs: Costs | None = None,
     ) -> None:
         self.clock, self.limits = Clock(), Limits()
+        self._costs = costs
         self.megabits, self.round_trip = megabits, round_trip
         self.server, self.agent = (self._end(bounded, offset) for offset in (0.0, 1234.5))
         self.server.peer, self.agent.peer = self.agent, self.server
@@ -584,7 +591,7 @@ class Link:
 
     def _end(self, bounded: bool, offset: float) -> End:
         flight = CongestionController(self.limits, offset) if bounded else NoFlightLimit(self.limits)
-        return End(self.clock, flight, self.limits, clock_offset=offset)
+        return End(self.clock, flight, self.limits, costs=self._costs, clock_offset=offset)
 
     def _connect(self) -> tuple[Tcp, Tcp]:
         return (
@@ -650,6 +657,15 @@ def stall_often(clock: Clock, end: End, chance: random.Random, longest: float, e
     end.stall(chance.uniform(0, longest))
     pause = chance.expovariate(1 / every)
     clock.at(clock.now + pause, stall_often, clock, end, chance, longest, every)
+
+
+def starve(clock: Clock, end: End, share: float, period: float) -> None:
+    """Let ``end`` run for ``share`` of each ``period`` seconds only, as a quota of its processor does.
+
+    Its kernel acknowledges TCP's segments and sends from the socket's buffer all the time.
+    """
+    end.stall((1 - share) * period)
+    clock.at(clock.now + period, starve, clock, end, share, period)
 
 
 def percentile(values: list[float], share: float) -> float:

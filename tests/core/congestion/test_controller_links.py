@@ -9,7 +9,14 @@ import random
 
 import pytest
 
-from tests.core.congestion.flight_simulator import Foreign, Link, Loopback, stall_often
+from tests.core.congestion.flight_simulator import (
+    Costs,
+    Foreign,
+    Link,
+    Loopback,
+    stall_often,
+    starve,
+)
 from tunnel_core.limits import KIB, MIB
 
 QUEUES = (0.05, 0.5)
@@ -155,6 +162,43 @@ def test_a_busy_machine_neither_starves_nor_floods(seed: int) -> None:
     link.clock.run(12)
     assert link.share(link.agent, since, down) > 0.75
     assert link.key_extra(since) < 0.120
+
+
+_PROGRAM = Costs(packet=150e-6, byte=1.2e-9)
+
+
+def starved_share(share: float, *, server: bool, agent: bool, bounded: bool = True) -> float:
+    """Return the link's share of a download from a second after the processors became scarce."""
+    link = Link(20, 0.05, 0.05, bounded=bounded, costs=_PROGRAM)
+    busy(link, settle=3.0)
+    for end in [link.server] * server + [link.agent] * agent:
+        starve(link.clock, end, share, 0.1)
+    link.clock.run(4.0)
+    received = link.agent.bulk_received
+    link.clock.run(9.0)
+    return link.share(link.agent, 4.0, received)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize(("server", "agent"), [(True, False), (True, True)])
+def test_a_starved_sender_fills_the_link_within_a_second(share: float, server: bool, agent: bool) -> None:
+    without_limit = starved_share(share, server=server, agent=agent, bounded=False)
+    assert starved_share(share, server=server, agent=agent) > 0.8 * without_limit
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])  # at 5 %, bursts of 95 ms look like a competing flow: 0.65
+def test_a_starved_receiver_does_not_strangle_its_sender(share: float) -> None:
+    without_limit = starved_share(share, server=False, agent=True, bounded=False)
+    assert starved_share(share, server=False, agent=True) > 0.8 * without_limit
+
+
+def test_a_processor_that_is_free_again_gives_keys_their_short_queue_back() -> None:
+    link = Link(20, 0.05, 0.5, costs=_PROGRAM)
+    busy(link, settle=3.0)
+    for number in range(20):
+        link.clock.at(3.0 + 0.1 * number, link.server.stall, 0.09)
+    link.clock.run(12.0)
+    assert link.key_extra(8.0) < 0.040
 
 
 def test_a_program_that_stalls_during_an_rtt_probe_is_no_competing_flow() -> None:

@@ -58,6 +58,28 @@ def test_bytes_that_did_not_wait_are_owed() -> None:
     assert pacing.bytes_ahead(101.0) == 0
 
 
+def test_a_program_that_is_late_for_its_deadline_catches_up() -> None:
+    pacing = Pacer(100.0)
+    pacing.sent(8 * SIZE, 100.0, RATE)
+    assert pacing.must_wait(100.0)
+    due = pacing.deadline
+    assert pacing.asked(due + 0.09) == pytest.approx(0.09)
+    sent = 0
+    while not pacing.must_wait(due + 0.09):
+        pacing.sent(SIZE, due + 0.09, RATE)
+        sent += SIZE
+    assert sent == pytest.approx(0.09 * RATE, abs=SIZE)
+
+
+def test_a_program_without_bulk_is_not_late() -> None:
+    pacing = Pacer(100.0)
+    pacing.sent(8 * SIZE, 100.0, RATE)
+    assert pacing.must_wait(100.0)
+    pacing.clear()
+    assert pacing.asked(200.0) == 0.0
+    assert pacing.late_seconds == 0.0
+
+
 def test_a_released_pacer_has_no_deadline() -> None:
     pacing = Pacer(100.0)
     pacing.sent(8 * SIZE, 100.0, RATE)
