@@ -284,9 +284,8 @@ async def serve_http(
     connection = HttpConnection(stream, limits, turns)
     try:
         await _serve_requests(connection, handler, on_refused or _ignore)
-        if not connection.has_switched:
-            with trio.move_on_after(_CLOSE_SECONDS):
-                await stream.aclose()
+        with trio.move_on_after(_CLOSE_SECONDS):
+            await stream.aclose()
     except _BROKEN:
         pass  # the user has left, so no answer would arrive
     except BaseException:

@@ -133,6 +133,7 @@ class UserStream:
     ) -> None:
         if self._entry is not None:
             self._entry.remove()
+            self._entry = None  # it refers to this object: a cycle
         try:
             if error is not None:
                 self.fail(error)
