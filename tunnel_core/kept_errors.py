@@ -16,8 +16,12 @@ def without_frames(error: E) -> E:
     not changed itself, because another task or a caller may still be handling it.
     """
     pending: list[BaseException] = [error]
+    seen: set[int] = set()
     while pending:
         one = pending.pop()
+        if id(one) in seen:
+            continue  # an error may be its own cause
+        seen.add(id(one))
         one.__traceback__ = one.__context__ = None
         if one.__cause__ is not None:
             pending.append(one.__cause__)

@@ -90,7 +90,7 @@ async def upload_until_stalled(session: Session, target: str) -> None:
 async def test_targets_that_stop_reading_do_not_end_an_agent_with_256_mib(
     board: Path, tmp_path: Path
 ) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         async with listening(read_and_stop) as target, open_site() as site, trio.open_nursery() as nursery:
             config = tmp_path / "agent.toml"
             config.write_text(f'allow = ["{target}"]\n[ops]\nlisten = ""\n')

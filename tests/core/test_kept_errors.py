@@ -70,6 +70,12 @@ def test_a_keeper_is_freed_without_the_collector(fail: Callable[[], None]) -> No
     assert not gc.isenabled()
 
 
+def test_an_error_may_be_its_own_cause() -> None:
+    error = ValueError("circular")
+    error.__cause__ = error
+    assert without_frames(error) is error
+
+
 def test_type_text_and_causes_stay() -> None:
     error = Keeper(from_two_causes).error
     assert isinstance(error, RuntimeError) and str(error) == "caused twice"

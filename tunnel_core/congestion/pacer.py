@@ -12,6 +12,9 @@ import math
 PACED_PATH_SECONDS = 0.010
 """Round trip from which packets are paced. On shorter ones a timer is coarser than the bursts."""
 _BURST_SECONDS = 0.004
+_MAX_CATCH_UP_SECONDS = 0.1
+"""A program catches up with at most so much: one period of the kernel's CPU quota. More, after one long
+pause, would be a burst that a short queue loses."""
 
 
 class Pacer:
@@ -24,7 +27,7 @@ class Pacer:
         self._rate = 0.0
         self._waiting = False
         self.late_seconds = 0.0
-        """How late the program was when it last waited for the pace."""
+        """How much of the pace the program may catch up: how late it was after its last wait."""
 
     def must_wait(self, now: float) -> bool:
         """Whether bulk has to wait until ``deadline``."""
@@ -35,7 +38,8 @@ class Pacer:
         """End the wait, because the program asks for room. Return how late it is; 0: nothing was due."""
         late = 0.0
         if self._waiting and now >= self._next_at:
-            self.late_seconds = late = now - self._next_at
+            late = now - self._next_at
+            self.late_seconds = min(late, _MAX_CATCH_UP_SECONDS)
         self._waiting = False
         return late
 

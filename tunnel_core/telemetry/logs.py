@@ -73,7 +73,10 @@ class QueueHandler(logging.Handler):
 
     def write_event(self, event: Event) -> None:
         """Write a line of ``log_event`` without a record, which would cost more than the rest of the line."""
-        self._output.write_line(self._lines.format_event(event))
+        try:
+            self._output.write_line(self._lines.format_event(event))
+        except Exception:
+            self.handleError(logging.makeLogRecord({"name": event.logger.name, "msg": event.sentence}))
 
 
 def _loss_record(lines: int, cause: str) -> logging.LogRecord:

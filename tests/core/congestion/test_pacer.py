@@ -71,6 +71,19 @@ def test_a_program_that_is_late_for_its_deadline_catches_up() -> None:
     assert sent == pytest.approx(0.09 * RATE, abs=SIZE)
 
 
+def test_one_long_pause_makes_no_long_burst() -> None:
+    pacing = Pacer(100.0)
+    pacing.sent(8 * SIZE, 100.0, RATE)
+    assert pacing.must_wait(100.0)
+    now = pacing.deadline + 3.0
+    assert pacing.asked(now) == pytest.approx(3.0)
+    sent = 0
+    while not pacing.must_wait(now):
+        pacing.sent(SIZE, now, RATE)
+        sent += SIZE
+    assert sent == pytest.approx(0.1 * RATE, abs=SIZE)
+
+
 def test_a_program_without_bulk_is_not_late() -> None:
     pacing = Pacer(100.0)
     pacing.sent(8 * SIZE, 100.0, RATE)
