@@ -40,10 +40,10 @@ def _mtls_row(product: Product, rounds: int, count: int) -> Row:
     assert handshake is not None
 
     def connections(_: Product) -> float:
-        return _cost(product, count, lambda: connect_seconds(dial, count))
+        return _cost(product, lambda: len(connect_seconds(dial, count)))
 
     def handshakes(_: Product) -> float:
-        return _cost(product, count, lambda: _shake_hands(handshake, count))
+        return _cost(product, lambda: _shake_hands(handshake, count))
 
     samples = {**alternate([product], rounds, connections)}
     samples["handshake"] = alternate([product], rounds, handshakes)["qanat"]
@@ -52,9 +52,10 @@ def _mtls_row(product: Product, rounds: int, count: int) -> Row:
     return Row("cpu_us_connection_mtls", whole, "us", samples, note=note)
 
 
-def _shake_hands(dial: Dial, count: int) -> None:
+def _shake_hands(dial: Dial, count: int) -> int:
     for _ in range(count):
         dial().close()
+    return count
 
 
 def _row(key: str, samples: Samples) -> Row:
@@ -89,17 +90,15 @@ def _unix_cost(seconds: float) -> Callable[[Product], float]:
 
 def _connection_cost(system: System, seconds: float, rate: Callable[[float], float]) -> float:
     rate(seconds / 10)
-    time.sleep(_LINGER_SECONDS)
-    before = _spent(system)
-    count = rate(seconds) * seconds + _SLOTS  # those under way at the end are finished too
-    time.sleep(_LINGER_SECONDS)
-    return 1e6 * (_spent(system) - before) / count
+    # Those under way at the end are finished too.
+    return _cost(system, lambda: rate(seconds) * seconds + _SLOTS)
 
 
-def _cost(system: System, count: int, run: Callable[[], object]) -> float:
+def _cost(system: System, run: Callable[[], float]) -> float:
+    """Return the CPU of one operation in us. ``run`` returns how many there were."""
     time.sleep(_LINGER_SECONDS)
     before = _spent(system)
-    run()
+    count = run()
     time.sleep(_LINGER_SECONDS)
     return 1e6 * (_spent(system) - before) / count
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from tests.support.fakes.grpc_site import Site, open_site
 from tests.support.fakes.memory_link import welcome
 from tests.support.net.listening import echo, listening
 from tests.support.pki.authority import write_node_bundle
+from tests.support.processes.servers import unread
 from tunnel_core.limits import Limits
 from tunnel_core.mux.credit import CreditPool
 from tunnel_core.names import Target
@@ -106,16 +107,8 @@ async def running_agent(folder: Path, drain_seconds: float = 8.0) -> AsyncIterat
             nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def agent_process(config: Path) -> AsyncIterator[trio.Process]:
-    command = [*COMMAND, "run", "--config", str(config)]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+def agent_process(config: Path) -> AbstractAsyncContextManager[trio.Process]:
+    return unread([*COMMAND, "run", "--config", str(config)], stderr=subprocess.DEVNULL)
 
 
 async def run_command(*arguments: str) -> subprocess.CompletedProcess[bytes]:

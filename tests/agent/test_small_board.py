@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.agent.test_process import COMMAND, accept_agent
 from tests.support.fakes.grpc_site import open_site
 from tests.support.net.listening import listening
 from tests.support.pki.authority import write_node_bundle
+from tests.support.processes.servers import unread
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.names import Target
 from tunnel_core.session.session import Session
@@ -62,18 +62,6 @@ async def read_and_stop(stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
 
 
-@asynccontextmanager
-async def agent_on(board: Path, config: Path) -> AsyncIterator[trio.Process]:
-    command = [*_enter(board), *COMMAND, "run", "--config", str(config)]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
 async def upload_until_stalled(session: Session, target: str) -> None:
     """Send until nothing was sent for a second."""
     stream = session.open(Target.parse(target), user="kim", entrance="tcp")
@@ -95,7 +83,8 @@ async def test_targets_that_stop_reading_do_not_end_an_agent_with_256_mib(
             config = tmp_path / "agent.toml"
             config.write_text(f'allow = ["{target}"]\n[ops]\nlisten = ""\n')
             write_node_bundle(tmp_path / "node.pem", "edge1", site.address)
-            async with agent_on(board, config) as process:
+            command = [*_enter(board), *COMMAND, "run", "--config", str(config)]
+            async with unread(command, stderr=subprocess.DEVNULL) as process:
                 session = await accept_agent(site, nursery)
                 async with trio.open_nursery() as users:
                     for _ in range(READERS):

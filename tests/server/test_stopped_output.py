@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from certs.bundle import write_bundle
 from tests.agent.test_process import free_port
 from tests.support.net.listening import echo, listening
 from tests.support.pki import authority as pki
-from tests.support.processes.servers import AGENT, SERVER, Site, tcp_port
+from tests.support.processes.servers import AGENT, SERVER, Site, tcp_port, unread
 from tunnel_core.identity import Role
 
 DEADLINE_SECONDS = 60
@@ -158,17 +158,9 @@ async def test_programs_run_without_their_descriptors(tmp_path: Path, redirectio
                 assert (await ends(agent, signal.SIGTERM), await ends(server, signal.SIGTERM)) == (0, 0)
 
 
-@asynccontextmanager
-async def unlogged(command: Sequence[str], redirection: str) -> AsyncIterator[trio.Process]:
+def unlogged(command: Sequence[str], redirection: str) -> AbstractAsyncContextManager[trio.Process]:
     """The program below a shell that redirects; the shell is replaced by it."""
-    line = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
-    process = await trio.lowlevel.open_process(line)
-    try:
-        yield process
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    return unread(["sh", "-c", f'exec "$@" {redirection}', "sh", *command])
 
 
 async def wait_ready(site: Site, ops: str) -> None:

@@ -80,7 +80,7 @@ class Connector:
     _offered: Attachment | None = field(init=False, default=None)
     _instance: bytes = field(init=False, default_factory=lambda: secrets.token_bytes(16))
     _attempt_number: int = field(init=False, default=0)
-    _first_hop_addresses: Sequence[str] = field(init=False, default=())
+    _first_hops: Sequence[Hop] = field(init=False, default=())
     """Addresses of the first hop (server or proxy) of the newest carrier, one of them its peer's."""
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Connector:
             on_state_change=self.on_state_change,
             on_carried=self._watch_route,
             attempt_seconds=profile_of(metered=self.metered).attempt_seconds,
-            hops=tuple if self.metered else functools.partial(self._hops, server),
+            hops=tuple if self.metered else lambda: self._first_hops,
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -183,13 +183,13 @@ class Connector:
         Raises ``Refused``. Cancelled, it leaves no carrier behind.
         """
         proxy = self._proxy_for(server)
-        host, _ = split_host_port(proxy.address if proxy else server)
+        host, port = split_host_port(proxy.address if proxy else server)
         deadline = trio.current_time() + response_timeout_seconds
         addresses = await self._resolve_host(host, response_timeout_seconds)
         dial_started_at = trio.current_time()
         carrier = await self._dial(server, proxy, addresses, deadline)
         dial_seconds = trio.current_time() - dial_started_at
-        self._first_hop_addresses = addresses
+        self._first_hops = [(address, port) for address in addresses]
         self._attempt_number += 1
         use = on_connected()
         hello = self._hello(self._attempt_number, session, use=use)
@@ -203,16 +203,7 @@ class Connector:
         return attachment
 
     async def _watch_route(self) -> None:
-        self.route.watch(self._first_hop_addresses)
-
-    def _hops(self, server: str) -> Sequence[Hop]:
-        """Return the addresses and the port of the first hop on the way to ``server``."""
-        try:
-            proxy = self.proxy.proxy_for(server)
-        except ProxyError:
-            return ()
-        _, port = split_host_port(proxy.address if proxy else server)
-        return [(address, port) for address in self._first_hop_addresses]
+        self.route.watch([address for address, _ in self._first_hops])
 
     def _make_session(self, attachment: Attachment) -> Session:
         assert attachment.handshake.hello is not None

@@ -16,7 +16,7 @@ from tunnel_core.runtime.health_probe import OpsEndpoint, Unhealthy, report
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file. [default: /etc/qanat/agent.toml; not as root: ~/.config/qanat/agent.toml]",
+    help=paths.config_option_help("agent.toml"),
 )
 def command(config: Path | None) -> None:
     """Check that the agent on this machine answers: exit code 0 if it does, 1 if not.

@@ -8,6 +8,7 @@ import click
 
 from tunnel_agent.installation import Installation, load_installation
 from tunnel_core.cli.command_line import CommandError, ExitCode
+from tunnel_core.config import paths
 from tunnel_core.config.loader import ConfigError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -15,7 +16,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 config_option = click.option(
     "--config",
     type=_FILE,
-    help="Configuration file. [default: /etc/qanat/agent.toml; not as root: ~/.config/qanat/agent.toml]",
+    help=paths.config_option_help("agent.toml"),
 )
 bundle_option = click.option("--bundle", type=_FILE, help="The node's bundle, in place of bundle_file.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -23,6 +23,11 @@ def system_config_file(name: str) -> Path:
     return _SYSTEM_CONFIG / name
 
 
+def config_option_help(name: str) -> str:
+    """Return the help of ``--config`` for the program whose configuration file is called ``name``."""
+    return f"Configuration file. [default: {_SYSTEM_CONFIG / name}; not as root: ~/.config/qanat/{name}]"
+
+
 def system_data_folder() -> Path:
     """Return the folder of keys and state of the server as a system service."""
     return _SYSTEM_DATA

@@ -108,21 +108,24 @@ class _JsonLines(JsonFormatter):
             "logger": log_data.pop("name"),
         }
         line.update(log_data)
-        return line | {key: value for key, value in fields.items() if key not in line}
+        return _with_fields(line, fields)
 
     def format_event(self, event: Event) -> str:
         """Return the text that ``format`` returns for the event's record."""
-        line: dict[str, object] = {
+        line = {
             "time": datetime.fromtimestamp(event.logged_at, UTC).isoformat(),
             "level": logging.getLevelName(event.level).lower(),
             "logger": event.logger.name,
             "message": event.sentence,
         }
-        fields = event.plain_fields()
-        if line.keys().isdisjoint(fields):
-            line.update(fields)
-            return self._encoder.encode(line)
-        return self._encoder.encode(line | {key: fields[key] for key in fields if key not in line})
+        return self._encoder.encode(_with_fields(line, event.plain_fields()))
+
+
+def _with_fields(line: dict[str, Any], fields: Mapping[str, object]) -> dict[str, Any]:
+    """Add ``fields`` to ``line``, whose own keys win."""
+    for key, value in fields.items():
+        line.setdefault(key, value)
+    return line
 
 
 class _TextLines(logging.Formatter):

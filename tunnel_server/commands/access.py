@@ -32,7 +32,7 @@ Json = dict[str, Any]
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Configuration file. [default: /etc/qanat/server.toml; not as root: ~/.config/qanat/server.toml]",
+    help=paths.config_option_help("server.toml"),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

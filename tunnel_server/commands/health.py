@@ -16,7 +16,7 @@ from tunnel_server.defaults import OPS_LISTEN
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Configuration file. [default: /etc/qanat/server.toml; not as root: ~/.config/qanat/server.toml]",
+    help=paths.config_option_help("server.toml"),
 )
 def command(config: Path | None) -> None:
     """Check that the server on this machine answers: exit code 0 if it does, 1 if not.

@@ -29,7 +29,7 @@ _log = logging.getLogger("qanat.server")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Configuration file. [default: /etc/qanat/server.toml; not as root: ~/.config/qanat/server.toml]",
+    help=paths.config_option_help("server.toml"),
 )
 def command(config: Path | None) -> None:
     """Serve agents and users. SIGTERM drains: streams get drain_seconds to finish. SIGHUP reloads

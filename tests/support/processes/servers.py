@@ -7,7 +7,7 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,18 @@ class Program:
 
     async def exit_code(self) -> int:
         return await self.process.wait()
+
+
+@asynccontextmanager
+async def unread(command: Sequence[str], *, stderr: int | None = None) -> AsyncIterator[trio.Process]:
+    """Run a program whose log nobody reads. It is killed at the end of the block if it still runs."""
+    process = await trio.lowlevel.open_process(command, stderr=stderr)
+    try:
+        yield process
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 @asynccontextmanager
