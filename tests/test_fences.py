@@ -29,6 +29,7 @@ BEHIND_ONE_MODULE = {
     },
     "grpc": {"tunnel_core.carrier.grpc_runtime"},
     "google": {"tunnel_core.wire.pb.tunnel_pb2"},
+    "argon2": {"tunnel_server.auth.passwords"},
     "cryptography": {"certs.x509", "certs.signing", "certs.requests", "certs.pkcs7"},
     "prometheus_client": {"tunnel_core.telemetry.prometheus"},
     "sqlite3": {"tunnel_server.store.database"},
@@ -120,6 +121,7 @@ DECISIONS = [
     "tunnel_server.nodes.sessions",
     "tunnel_server.store.timestamps",
     "tunnel_server.auth.revocation_list",
+    "tunnel_server.auth.api_tokens",
     "tunnel_server.store.schema",
     "tunnel_server.accounting.write_budget",
 ]

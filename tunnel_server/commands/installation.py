@@ -32,7 +32,7 @@ from tunnel_core.names import join_host_port
 from tunnel_server.commands.config_text import Ports, config_text
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
-from tunnel_server.store import certificates
+from tunnel_server.store import certificates, first_grants
 from tunnel_server.store.database import open_database
 from tunnel_server.store.store import FILE
 from tunnel_server.store.transaction import Transaction
@@ -154,13 +154,14 @@ def _write_operator(plan: Installation, new: NewAuthority) -> Leaf:
 
 
 def _write_store(plan: Installation, *leaves: Leaf) -> None:
-    """Create a store with the first certificates, so that a rotation takes them into account."""
+    """Create a store with the first certificates, so that a rotation knows them, and the operator's grant."""
     by = f"uid-{os.getuid()}"
     with contextlib.closing(open_database(plan.store_file)) as connection:
         transaction = Transaction(connection, int(time.time() * 1000), must_audit=True)
         for leaf in leaves:
             facts, pin = facts_of(leaf.credential.certificate_pem), pin_of(leaf.roots_pem)
             certificates.record(transaction, certificates.by_hand(facts, pin, by))
+        first_grants.grant_to_operator(transaction, OPERATOR, by)
 
 
 def _checked_config(plan: Installation) -> str:

@@ -41,6 +41,7 @@ async def running_store(
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
         nursery.start_soon(store.serve)
         nursery.start_soon(store.prune_hourly)
+        nursery.start_soon(store.access.write_uses_regularly)
         try:
             yield store
         finally:

@@ -42,6 +42,20 @@ class AuditKind(enum.Enum):
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
     CA_ROTATED = "ca_rotated"
     RESTORED = "restored"
+    USER_ADDED = "user_added"
+    USER_DISABLED = "user_disabled"
+    USER_ENABLED = "user_enabled"
+    PASSWORD_SET = "password_set"  # noqa: S105
+    GROUP_ADDED = "group_added"
+    GROUP_REMOVED = "group_removed"
+    MEMBER_ADDED = "member_added"
+    MEMBER_REMOVED = "member_removed"
+    GRANT_ADDED = "grant_added"
+    GRANT_CHANGED = "grant_changed"
+    GRANT_REMOVED = "grant_removed"
+    API_TOKEN_CREATED = "api_token_created"  # noqa: S105
+    API_TOKEN_REVOKED = "api_token_revoked"  # noqa: S105
+    NODE_LABELLED = "node_labelled"
 
 
 ACTS = (
@@ -54,6 +68,10 @@ ACTS = (
         AuditKind.TOKEN_REVOKED,
     ),
     *(AuditKind.CA_ROTATED, AuditKind.RESTORED),
+    *(AuditKind.USER_ADDED, AuditKind.USER_DISABLED, AuditKind.USER_ENABLED, AuditKind.PASSWORD_SET),
+    *(AuditKind.GROUP_ADDED, AuditKind.GROUP_REMOVED, AuditKind.MEMBER_ADDED, AuditKind.MEMBER_REMOVED),
+    *(AuditKind.GRANT_ADDED, AuditKind.GRANT_CHANGED, AuditKind.GRANT_REMOVED),
+    *(AuditKind.API_TOKEN_CREATED, AuditKind.API_TOKEN_REVOKED, AuditKind.NODE_LABELLED),
 )
 """Acts of administrators. Nodes, users and strangers cause all other kinds."""
 

@@ -16,7 +16,7 @@ from certs.x509 import CertificateFacts
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import RevocationKind, kind_of, refusal
-from tunnel_server.store import descent, known_nodes, revocations, tokens
+from tunnel_server.store import accounts, descent, known_nodes, revocations, tokens
 from tunnel_server.store.audit import AuditKind, AuditLine
 from tunnel_server.store.database import Connection, Row
 from tunnel_server.store.timestamps import DAY, from_ms, iso_of, to_ms
@@ -106,6 +106,8 @@ def record(transaction: Transaction, new: NewCertificate) -> Recorded | Refused:
     )
     if facts.identity.role is Role.NODE:
         known_nodes.add(connection, facts.identity.name, transaction.now)
+    if facts.identity.role is Role.USER:
+        accounts.note_certificate(transaction, facts.identity.name, new.by)
     transaction.audit(_line(new, _AUDITED[new.origin]))
     return Recorded(readmits=revocation is not None)
 

@@ -118,4 +118,83 @@ _DESCENT: MigrationStep = (
 
 _AUDIT_SHARES: MigrationStep = ("CREATE INDEX audit_whom ON audit (kind, node, user)",)
 
-STEPS: tuple[MigrationStep, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES)
+_GRANT_COLUMNS = "id, users, user_groups, verbs, nodes, targets, note, created_at, created_by"
+_BEFORE_GRANTS = (
+    # What every user could do before there were grants. Items of a list stand on lines of their own.
+    "'', 'api' || char(10) || 'connect' || char(10) || 'http', '*', '*',"
+    " 'written by the upgrade: what was allowed before there were grants',"
+    " CAST(strftime('%s', 'now') AS INTEGER) * 1000, 'upgrade'"
+)
+
+_ACCESS: MigrationStep = (
+    """CREATE TABLE users (
+        name TEXT PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('person', 'script')),
+        created_at INTEGER NOT NULL,
+        created_by TEXT NOT NULL,
+        disabled_at INTEGER,
+        password_hash TEXT,
+        password_at INTEGER,
+        note TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID""",
+    """CREATE TABLE user_groups (
+        name TEXT PRIMARY KEY,
+        created_at INTEGER NOT NULL,
+        created_by TEXT NOT NULL,
+        note TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID""",
+    """CREATE TABLE group_members (
+        user_group TEXT NOT NULL REFERENCES user_groups (name) ON DELETE CASCADE,
+        user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+        added_at INTEGER NOT NULL,
+        added_by TEXT NOT NULL,
+        PRIMARY KEY (user_group, user)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX group_members_user ON group_members (user)",
+    """CREATE TABLE grants (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        users TEXT NOT NULL,
+        user_groups TEXT NOT NULL,
+        verbs TEXT NOT NULL,
+        nodes TEXT NOT NULL,
+        targets TEXT NOT NULL,
+        note TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        created_by TEXT NOT NULL,
+        changed_at INTEGER,
+        changed_by TEXT NOT NULL DEFAULT ''
+    )""",
+    """CREATE TABLE api_tokens (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        digest BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
+        created_at INTEGER NOT NULL,
+        created_by TEXT NOT NULL,
+        expires_at INTEGER NOT NULL,
+        last_used_at INTEGER,
+        revoked_at INTEGER
+    )""",
+    """CREATE TABLE node_labels (
+        node TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (node, key)
+    ) WITHOUT ROWID""",
+    "INSERT INTO users (name, kind, created_at, created_by)"
+    " SELECT name, 'person', min(issued_at), 'upgrade' FROM certificates WHERE role = 'user' GROUP BY name",
+    f"INSERT INTO grants ({_GRANT_COLUMNS})"  # noqa: S608 - constants
+    f" SELECT 'upgrade-' || row_number() OVER (ORDER BY name), name, {_BEFORE_GRANTS} FROM users",
+    # A store without the server certificate that `init` records was made for an installation from before the
+    # store, whose users it does not know.
+    f"INSERT INTO grants ({_GRANT_COLUMNS})"  # noqa: S608
+    f" SELECT 'upgrade-everyone', '*', {_BEFORE_GRANTS} WHERE NOT EXISTS"
+    " (SELECT 1 FROM certificates WHERE role = 'server' AND origin = 'by_hand')",
+    # The configuration names further users. The next opening of the store grants them the same.
+    "CREATE TABLE pending_upgrades (name TEXT PRIMARY KEY) WITHOUT ROWID",
+    "INSERT INTO pending_upgrades VALUES ('configured_users')",
+)
+
+STEPS: tuple[MigrationStep, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES, _ACCESS)

@@ -10,7 +10,7 @@ _MIN_NODES = 10_000
 
 def settings_of(config: ServerConfig) -> StoreSettings:
     """Return the settings of the store of a server with this configuration."""
-    audit = config.audit
+    audit, unix = config.audit, config.connect.unix
     return StoreSettings(
         path=config.data_dir / FILE,
         audit_file=audit.file,
@@ -18,6 +18,8 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         audit_keep_days=audit.keep_days,
         audit_keep_lines=audit.keep_lines,
         keep_nodes=most_nodes(config),
+        named_users=tuple(peer.user for peer in unix.peer) if unix is not None else (),
+        has_strangers=config.tls.user_trust_file is not None,
     )
 
 

@@ -24,7 +24,17 @@ from tunnel_core.identity import Role
 from tunnel_core.reasons import Refused
 from tunnel_server.auth.revocation_list import Revocation, RevocationKind
 from tunnel_server.events.event_log import NodeEvent
-from tunnel_server.store import audit, certificates, events, known_nodes, revocations, subjects, tokens
+from tunnel_server.store import (
+    access,
+    audit,
+    certificates,
+    events,
+    known_nodes,
+    revocations,
+    subjects,
+    tokens,
+)
+from tunnel_server.store.access import AccessStore
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.certificates import NewCertificate, NodeCertificate, Recorded
@@ -35,6 +45,7 @@ from tunnel_server.store.database import (
     open_database,
     open_reader,
 )
+from tunnel_server.store.first_grants import finish_upgrade
 from tunnel_server.store.known_nodes import KnownNode
 from tunnel_server.store.revocations import TakenBack
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
@@ -55,7 +66,8 @@ T = TypeVar("T")
 class StoreSettings:
     """Settings of a store. ``audit_file`` None: no file. ``must_audit``: an act that cannot be audited fails.
 
-    ``keep_nodes`` bounds the nodes without an agent.
+    ``keep_nodes`` bounds the nodes without an agent. ``named_users`` are the users of the configuration, and
+    ``has_strangers`` says that another issuer vouches for users: both get grants at the upgrade to grants.
     """
 
     path: Path
@@ -64,6 +76,8 @@ class StoreSettings:
     audit_keep_days: float = 400.0
     audit_keep_lines: int = 1_000_000
     keep_nodes: int = 10_000
+    named_users: tuple[str, ...] = ()
+    has_strangers: bool = False
 
 
 class Store:
@@ -92,6 +106,7 @@ class Store:
         self.wall = wall
         self._reading = trio.CapacityLimiter(1)
         self._dropped_nowait = 0
+        self.access = AccessStore(self._writer.run, self._read, self._now, reader)
 
     def subscribe_nodes(self, on_node_known: Callable[[str], None]) -> None:
         """Call ``on_node_known`` with each node that gets a certificate. It must not block or raise."""
@@ -129,6 +144,8 @@ class Store:
         A cancellation does not interrupt this. If the disk hangs for 5 s the files are left open.
         """
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+            with contextlib.suppress(StoreError):
+                await self.access.write_uses()
             await self._writer.aclose()
             async with self._reading:
                 self._reader.close()
@@ -314,8 +331,8 @@ class Store:
         await self._writer.run(lambda transaction: known_nodes.detach_all(transaction.connection))
 
     async def forget_node(self, name: str, by: str) -> None:
-        """Remove a node from the known nodes. Raises ``Refused`` with ``NOT_FOUND``."""
-        await self._writer.run(lambda transaction: _forget(transaction, name, by))
+        """Remove a node and its labels. Raises ``Refused`` with ``NOT_FOUND``."""
+        await self.access.forget_node(name, by)
 
     # Housekeeping.
 
@@ -335,6 +352,7 @@ class Store:
         return (
             tokens.prune(connection, now, most)
             + certificates.prune(connection, now, most)
+            + access.prune(connection, now, most)
             + audit.prune(connection, older_than=oldest, keep=keep, most=most)
             + events.prune(connection, most)
             + known_nodes.prune(connection, now, keep=self._settings.keep_nodes, most=most)
@@ -358,17 +376,14 @@ def open_store(settings: StoreSettings, wall: Callable[[], datetime]) -> Store:
     """
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(open_database(settings.path)))
+        with failures(settings.path):
+            transaction = Transaction(connection, to_ms(wall()), settings.must_audit)
+            finish_upgrade(transaction, settings.named_users, has_strangers=settings.has_strangers)
         reader = stack.enter_context(contextlib.closing(open_reader(settings.path)))
         with failures(settings.path):
             store = Store(settings, connection, reader, wall)
         stack.pop_all()
         return store
-
-
-def _forget(transaction: Transaction, name: str, by: str) -> None:
-    if not known_nodes.forget(transaction.connection, name):
-        raise subjects.unknown(transaction.connection, RevocationKind.NODE, name)
-    transaction.audit(AuditLine(audit.AuditKind.FORGOTTEN, node=name, done_by=by))
 
 
 def _probe_disk(transaction: Transaction) -> None:
