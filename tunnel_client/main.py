@@ -15,6 +15,7 @@ _COMMANDS = {
     "sessions": "tunnel_client.commands.listing:sessions",
     "streams": "tunnel_client.commands.listing:streams",
     "events": "tunnel_client.commands.events:events",
+    "policy": "tunnel_client.commands.policy:policy",
     "ssh": "tunnel_client.commands.ssh:ssh",
     "forward": "tunnel_client.commands.forward:forward",
     "connect": "tunnel_client.commands.connect:connect",

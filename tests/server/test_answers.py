@@ -52,7 +52,7 @@ ROUTES = {
     ("GET", "/api/v1/join"): ANYBODY,
     ("CONNECT", "CONNECT NODE:PORT"): USER,
     **{("GET", f"/api/v1/{name}"): USER for name in ("nodes", "nodes/*", "sessions", "streams")},
-    **{("GET", f"/api/v1/{name}"): USER for name in ("events", "status", "version")},
+    **{("GET", f"/api/v1/{name}"): USER for name in ("events", "policy", "status", "version")},
     **{("GET", f"/api/v1/admin/{name}"): ADMINISTRATOR for name in READS},
     **{("POST", f"/api/v1/admin/{name}"): ADMINISTRATOR for name in WRITES},
 }

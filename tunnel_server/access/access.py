@@ -111,6 +111,13 @@ class Access:
         name, groups, decide = user.name, user.groups, self.index.decide
         return lambda node: decide(AccessRequest(name, groups, Verb.API, node)).grant is not None
 
+    def may_read_node(self, user: User, node: str) -> bool:
+        """Whether the user may read this node."""
+        if isinstance(user, Administrator):
+            return True
+        request = AccessRequest(user.name, user.groups, Verb.API, node)
+        return self.index.decide(request).grant is not None
+
     def require_node(self, user: User, node: str) -> None:
         """Raise ``Refused`` unless the user may read this node."""
         if not isinstance(user, Administrator):

@@ -18,7 +18,7 @@ from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.logs import StreamFacts
 from tunnel_server.access.access import Access, WatchedStream
-from tunnel_server.access.routing import NodeRoute
+from tunnel_server.access.routing import Directory, NodeRoute
 from tunnel_server.accounting.refusal_audit import record_withdrawn
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
@@ -41,6 +41,22 @@ class StreamRequest(NamedTuple):
     entrance: str
     source: str
     target_tls: bool = False
+
+
+class _Readable:
+    """The registry as one user sees it. Names that the user knows are found; others are not told."""
+
+    def __init__(self, nodes: Nodes, access: Access, user: User) -> None:
+        self._nodes = nodes
+        self._access = access
+        self._user = user
+
+    def name_of(self, text: str) -> str | None:
+        return self._nodes.name_of(text)
+
+    def nearest(self, text: str) -> str | None:
+        near = self._nodes.nearest(text)
+        return near if near is not None and self._access.may_read_node(self._user, near) else None
 
 
 class NotOpened(Refused):
@@ -71,6 +87,13 @@ class Opener:
         self.nodes = nodes
         self.records = records
         self.trust_domain = trust_domain
+
+    def directory_of(self, user: User) -> Directory:
+        """Return the registry for names that ``user`` types. It suggests only nodes that ``user`` may read.
+
+        A name that the user knows is found in any case, because the refusal of the grants is clearer.
+        """
+        return _Readable(self.nodes, self.access, user)
 
     def open(self, request: StreamRequest, early_data: bytes = b"") -> UserStream:
         """Return the requested stream for an ``async with`` block, and record how the stream ended.

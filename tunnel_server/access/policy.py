@@ -41,6 +41,19 @@ class AccessRequest(NamedTuple):
     node: str = ""
     target: Target | None = None
 
+    @property
+    def wish(self) -> str:
+        """The wish as part of a sentence, after "may" or "to"."""
+        match self.verb:
+            case Verb.CONNECT:
+                return f"connect to {self.target} of node {self.node}"
+            case Verb.HTTP:
+                return f"open {self.target} of node {self.node} in a browser"
+            case Verb.API:
+                return f"read node {self.node}" if self.node else "read the nodes"
+            case Verb.ADMIN:
+                return "administer this server"
+
 
 class Decision(NamedTuple):
     """The grant that allows a request, or the sentence of the refusal and the nearest grant, if any."""
@@ -201,7 +214,7 @@ class GrantIndex:
         return min(islice(own, MAX_NEAR), key=lambda grant: _lacks(grant, request, labels), default=None)
 
     def _refusal(self, request: AccessRequest, nearest: Grant | None, labels: Mapping[str, str]) -> str:
-        wish = f"user {request.user} may not {_wish(request)}"
+        wish = f"user {request.user} may not {request.wish}"
         if nearest is None:
             groups = sorted(self._rules.groups_of(request.user) | request.groups)
             whom = f"{request.user} or {_listed(groups, 'group ')}" if groups else request.user
@@ -252,18 +265,6 @@ def _lacks(grant: Grant, request: AccessRequest, labels: Mapping[str, str]) -> i
     has_target = target is None or any(pattern.matches(target) for pattern in grant.targets)
     has_node = not request.node or grant.has_node(request.node, labels)
     return 4 * (not has_node) + 2 * (request.verb not in grant.verbs) + (not has_target)
-
-
-def _wish(request: AccessRequest) -> str:
-    match request.verb:
-        case Verb.CONNECT:
-            return f"connect to {request.target} of node {request.node}"
-        case Verb.HTTP:
-            return f"open {request.target} of node {request.node} in a browser"
-        case Verb.API:
-            return f"read node {request.node}" if request.node else "read the nodes"
-        case Verb.ADMIN:
-            return "administer this server"
 
 
 def _listed(items: Iterable[object], noun: str = "") -> str:

@@ -46,17 +46,24 @@ class Refusals:
 
     def note(self, entrance: str, source: str, refused: Refused) -> None:
         """Record a refusal of the peer at ``source``, which is an address with its port."""
-        if not _is_audited(refused.reason):
-            return
+        if _is_audited(refused.reason):
+            key = entrance, refused.reason, _source_key(source)
+            self._add(key, _line(entrance, source, refused))
+
+    def note_user(self, entrance: str, user: str, node: str, source: str, refused: Refused) -> None:
+        """Record that a user was refused by the grants. The lines of a user are bounded, from any source."""
+        if _is_audited(refused.reason):
+            key = entrance, refused.reason, f"user {user}"
+            self._add(key, replace(_line(entrance, source, refused), user=user, node=node))
+
+    def _add(self, key: tuple[str, Reason, str], line: AuditLine) -> None:
         self.sweep()
-        key = entrance, refused.reason, _source_key(source)
         if key not in self._windows and len(self._windows) >= MAX_SOURCES:
-            key = entrance, refused.reason, ""
+            key = *key[:2], ""
         window = self._windows.get(key)
         if window is not None:
             window.left_out += 1
             return
-        line = _line(entrance, source, refused)
         self._windows[key] = _Window(line, self._clock() + WINDOW_SECONDS)
         self._write(line)
 

@@ -69,6 +69,8 @@ class StreamRecorder:
         """Record that the policy, the node or the agent refused a stream of an authenticated user."""
         self._counters.refused(facts.entrance, refused.reason)
         self._lines.stream_refused(facts, refused, now=self._clock())
+        if refused.reason is Reason.NOT_GRANTED:
+            self._refusals.note_user(facts.entrance, facts.user, facts.node, facts.source, refused)
 
     def refused(self, entrance: str, source: str, refused: Refused, *, in_audit: bool = False) -> None:
         """Record the refusal of a peer that is no authenticated user.
@@ -84,4 +86,7 @@ class StreamRecorder:
         """Record that a user's request was refused before a stream, for example for a wrong node name."""
         self._counters.refused(entrance, refused.reason)
         self._lines.refused(entrance, source, refused, now=self._clock(), user=user)
-        self._refusals.note(entrance, source, refused)
+        if refused.reason is Reason.NOT_GRANTED:
+            self._refusals.note_user(entrance, user, "", source, refused)
+        else:
+            self._refusals.note(entrance, source, refused)

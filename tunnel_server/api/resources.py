@@ -16,6 +16,7 @@ from tunnel_core.humanize import as_iso
 from tunnel_core.version import form
 from tunnel_server.access.access import Access
 from tunnel_server.api import events as api_events
+from tunnel_server.api import policy as api_policy
 from tunnel_server.api import status as api_status
 from tunnel_server.api.lists import (
     MAX_UNDELIVERED_SHORT,
@@ -98,6 +99,7 @@ class ApiEntrance:
                 Route(GET, "/api/v1/streams", USER, self._in_turn(self._turns, self._streams_page)),
                 Route(GET, "/api/v1/version", USER, self._in_turn(self._short_turns, self._version_page)),
                 Route(GET, api_events.PATH, USER, self._list_events),
+                Route(GET, api_policy.PATH, USER, self._in_turn(self._short_turns, self._policy_page)),
                 Route(GET, STATUS_PATH, USER, self._in_turn(self._short_turns, self._status_page)),
                 Route(GET, f"{NODE_PATH}*", USER, self._in_turn(self._short_turns, self._node_page)),
             ],
@@ -145,6 +147,10 @@ class ApiEntrance:
 
     async def _version_page(self, _: RoutedRequest, __: User) -> Answer:
         return _whole(_versions(), 1)
+
+    async def _policy_page(self, routed: RoutedRequest, user: User) -> Answer:
+        question = api_policy.parse_question(routed.query)
+        return _whole(api_policy.answer(self._access, self._nodes, user, question), 1)
 
     async def _status_page(self, _: RoutedRequest, user: User) -> Answer:
         page = await api_status.status(self._nodes, self._facts, self._wall(), self._access.may_read(user))

@@ -34,7 +34,9 @@ class ConnectEntrance:
         """Serve one CONNECT to its end. Raises ``Refused`` only before the 200."""
         http, request = routed.http, routed.request
         target = target_header(request.headers)
-        route = route_authority(request.target.decode("ascii"), self._opener.nodes, target)
+        route = route_authority(
+            request.target.decode("ascii"), self._opener.directory_of(caller.user), target
+        )
         stream_request = StreamRequest(caller.user, route, ENTRANCE, caller.source)
         async with self._opener.open(stream_request) as user_stream:
             await user_stream.stream.wait_opened(http.wait_left)

@@ -7,7 +7,7 @@ import pytest
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, with_identity
+from tunnel_server.accounting.refusal_audit import MAX_SOURCES, Refusals, record_withdrawn, with_identity
 from tunnel_server.store.audit import AuditKind, AuditLine
 
 EDGE = SpiffeId("test.internal", Role.NODE, "edge1")
@@ -81,3 +81,28 @@ def test_refusals_that_are_not_about_identity_are_not_audited(reason: Reason) ->
     written = Written()
     written.refuse(reason=reason)
     assert written.lines == []
+
+
+def test_what_the_grants_refuse_a_user_is_one_line_a_minute_from_any_source() -> None:
+    written = Written()
+    refused = Refused(Reason.NOT_GRANTED, "user kim may not connect")
+    for number in range(100):
+        written.refusals.note_user("connect", "kim", f"edge{number}", f"10.0.0.{number}:5", refused)
+    written.refusals.note_user("connect", "lee", "edge1", "10.0.0.1:5", refused)
+    assert [(line.user, line.node, line.source) for line in written.lines] == [
+        ("kim", "edge0", "10.0.0.0:5"),
+        ("lee", "edge1", "10.0.0.1:5"),
+    ]
+    written.now = 60.0
+    written.refusals.sweep()
+    assert written.lines[2].detail.startswith("99 more within a minute, the first of them: connect: user kim")
+
+
+def test_a_withdrawn_access_is_a_line_of_the_user() -> None:
+    lines: list[AuditLine] = []
+    record_withdrawn(lines.append, "kim", 1, Refused(Reason.NOT_GRANTED, "why"))
+    record_withdrawn(lines.append, "kim", 2, Refused(Reason.NOT_GRANTED, "why"))
+    assert lines == [
+        AuditLine(AuditKind.ENDED, user="kim", reason="not_granted", detail="1 stream was ended: why"),
+        AuditLine(AuditKind.ENDED, user="kim", reason="not_granted", detail="2 streams were ended: why"),
+    ]

@@ -6,12 +6,18 @@ import json
 import sys
 from typing import Any
 
+import trio
+import trio.testing
+
 from tests.support.fakes.edge import Edge, echo, open_edge, receive_all
+from tests.support.fakes.granting import grant
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.wire.frames import Service
+from tunnel_server.auth.access_rules import AccessChange
 from tunnel_server.auth.users import User
+from tunnel_server.events.event_log import EventKind
 from tunnel_server.listeners.listener import AcceptedConnection
 
 
@@ -105,3 +111,80 @@ async def test_errors_are_json_too() -> None:
         assert "/api/v1/nodes" in body["detail"]
         status, body = await get(edge, "/api/v1/nodes", "DELETE")
         assert (status, body["reason"]) == (405, "method_not_allowed")
+
+
+async def test_a_user_sees_the_nodes_that_a_grant_shows_and_no_others() -> None:
+    async with open_edge() as edge:
+        for name in ("edge1", "edge2", "shop1"):
+            edge.attach(name, echo).open(Target(service="ssh"), user="kim", entrance="connect")
+        edge.rules.apply(
+            AccessChange(
+                grants={"everything": grant("everything", verbs=["api"], nodes=["edge*"], targets=[])}
+            )
+        )
+        for path in ("nodes", "nodes?brief=1", "nodes?limit=2", "sessions", "streams"):
+            status, body = await get(edge, f"/api/v1/{path}")
+            rows = body[path.partition("?")[0]]
+            assert (status, [row.get("node") or row["name"] for row in rows]) == (200, ["edge1", "edge2"])
+            assert "next" not in body
+        first = (await get(edge, "/api/v1/nodes?limit=1"))[1]
+        second = (await get(edge, f"/api/v1/nodes?limit=1&after={first['next']}"))[1]
+        assert [row["name"] for row in first["nodes"] + second["nodes"]] == ["edge1", "edge2"]
+        _, page = await get(edge, "/api/v1/status")
+        assert (page["nodes"], page["streams"]) == ({"attached": 2}, 2)
+        _, body = await get(edge, "/api/v1/events")
+        assert {event["node"] for event in body["events"]} <= {"edge1", "edge2", ""}
+        assert (await get(edge, "/api/v1/nodes/edge1"))[0] == 200
+
+
+async def test_a_node_that_a_user_may_not_read_is_neither_shown_nor_suggested() -> None:
+    async with open_edge() as edge:
+        edge.attach("shop1", echo)
+        only_edges = grant("everything", verbs=["api"], nodes=["edge*"], targets=[])
+        edge.rules.apply(AccessChange(grants={"everything": only_edges}))
+        status, body = await get(edge, "/api/v1/nodes/shop1")
+        assert (status, body["reason"]) == (403, "not_granted")
+        status, body = await get(edge, "/api/v1/nodes/shop2")
+        assert (status, body["reason"]) == (404, "unknown_node")
+        assert "shop1" not in body["detail"]
+
+
+async def test_a_user_without_the_verb_api_is_refused_with_the_sentence_and_audited() -> None:
+    async with open_edge() as edge:
+        edge.rules.apply(AccessChange(grants={"everything": grant("everything", verbs=["connect"])}))
+        for path in (
+            "nodes",
+            "nodes?brief=1",
+            "sessions",
+            "streams",
+            "events?wait=9",
+            "status",
+            "nodes/edge1",
+        ):
+            status, body = await get(edge, f"/api/v1/{path}")
+            assert (status, body["reason"]) == (403, "not_granted")
+            assert body["detail"].startswith(
+                "user ops may not read the nodes: grant everything lets every user"
+            )
+        assert [line.reason for line in edge.audit] == ["not_granted"]
+        assert (await get(edge, "/api/v1/version"))[0] == 200
+        assert (await get(edge, "/api/v1/policy?user=ops&verb=api&node=n1"))[1]["allowed"] is False
+
+
+async def test_events_that_are_awaited_are_filtered_by_the_grants_of_their_time() -> None:
+    async with open_edge() as edge, trio.open_nursery() as nursery:
+        answers = list[Any]()
+        last = edge.subscribers.events.last_id
+
+        async def ask() -> None:
+            answers.append(await get(edge, f"/api/v1/events?after={last}&wait=20"))
+
+        nursery.start_soon(ask)
+        while not edge.subscribers._waiting.total():
+            await trio.testing.wait_all_tasks_blocked()
+        edge.rules.apply(AccessChange(grants={"everything": None}))
+        edge.subscribers.events.add(EventKind.ATTACHED, "edge1", "facade00")
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+        while not answers:
+            await trio.testing.wait_all_tasks_blocked()
+        assert (answers[0][0], answers[0][1]["reason"]) == (403, "not_granted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -24,10 +25,12 @@ from tunnel_client.tunnel import TunnelRequest, open_tunnel
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
+from tunnel_server.auth.access_rules import AccessChange
 from tunnel_server.auth.users import User
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import AcceptedConnection, Listener, listen_unix
+from tunnel_server.store.audit import AuditKind
 
 KUBE = b"CONNECT edge1:10250 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
@@ -250,3 +253,43 @@ async def test_other_requests_get_a_list_of_what_there_is() -> None:
         assert answer.startswith(b"HTTP/1.1 404 there is nothing at /; there is CONNECT NODE:PORT")
         bad = await ask(edge, listener, b"CONNECT edge1 HTTP/1.1\r\nHost: x\r\n\r\n")
         assert bad.startswith(b"HTTP/1.1 400 ")
+
+
+async def quiet(far: FarEnd) -> None:
+    far.accept()
+    await far.near.was_reset.wait()
+
+
+async def test_a_removed_grant_ends_the_live_stream_at_once_and_refuses_the_next() -> None:
+    async with open_edge() as edge:
+        session = edge.attach("edge1", quiet)
+        listener = await serve(edge)
+        stream = await edge.dial(listener)
+        await stream.send_all(KUBE)
+        await receive_until(stream, b"\r\n\r\n")
+        assert edge.opener.access.watched_count == 1
+        edge.rules.apply(AccessChange(grants={"everything": None}))
+        with pytest.raises(trio.BrokenResourceError):  # a reset, as for a revoked certificate
+            await stream.receive_some(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert session.streams[0].ended_by is Reason.NOT_GRANTED
+        assert edge.opener.access.watched_count == 0
+        assert edge.counters.closed_streams == {("connect", "not_granted"): 1}
+        assert [line.kind for line in edge.audit] == [AuditKind.ENDED]
+        assert edge.audit[0].user == "kube-apiserver"
+        answer = await ask(edge, listener, KUBE)
+        assert answer.startswith(
+            b"HTTP/1.1 403 user kube-apiserver may not connect to localhost:10250 of node edge1: "
+        )
+        assert [line.kind for line in edge.audit] == [AuditKind.ENDED, AuditKind.REFUSED]
+
+
+async def test_a_name_is_suggested_only_to_a_user_who_may_read_the_node() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        listener = await serve(edge)
+        request = b"CONNECT edge2:10250 HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert b"nearest: edge1" in await ask(edge, listener, request)
+        edge.rules.apply(AccessChange(grants={"everything": None}))
+        answer = await ask(edge, listener, request)
+        assert b" 404 " in answer and b"edge1" not in answer

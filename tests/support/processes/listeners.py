@@ -43,6 +43,7 @@ API = (
     *("/api/v1/nodes", "/api/v1/nodes?brief=1", "/api/v1/nodes?limit=no", "/api/v1/nodes?x=y"),
     *("/api/v1/sessions", "/api/v1/streams", "/api/v1/version", "/api/v1/version?x=y", "/api/v1/status"),
     *("/api/v1/events", "/api/v1/events?after=no", "/api/v1/events?x=y"),
+    *("/api/v1/policy?user=kim&verb=admin", "/api/v1/policy?user=kim&verb=connect", "/api/v1/policy"),
     *("/api/v1/nodes/edge1", "/api/v1/nodes/%65dge1", "/api/v1/nodes/edge9", "/api/v1/nodes/edge1/"),
     *("/api/v1/nodes/", "/api/v1/version/", "/api/v1/%76ersion", "/api/v1/nothing"),
     "http://x/api/v1/version",
