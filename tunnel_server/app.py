@@ -20,6 +20,7 @@ from tunnel_core.telemetry.counters import Counters
 from tunnel_server.access.opener import opener_of
 from tunnel_server.accounting.event_writer import describe_start
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
+from tunnel_server.accounting.stream_audit import stream_audit_of
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.config import ServerConfig, session_limits
@@ -65,7 +66,7 @@ async def open_server(config: ServerConfig, nursery: trio.Nursery) -> AsyncItera
         try:
             store = await stack.enter_async_context(running_store(config, nursery, _now))
             server = Server(config, nursery, certificates, store, descriptors)
-            restored = restored_nodes(store, server.nodes, server.refusals, nursery)
+            restored = restored_nodes(store, server.nodes, server.refusals, server.streams, nursery)
             await stack.enter_async_context(restored)
         except StoreHeld as error:
             cure = "only one server may use a data folder: stop that process first"
@@ -97,7 +98,10 @@ class Server:
         self.refusals = Refusals(store.note_nowait, trio.current_time)
         on_ended = partial(record_ended, store.note_nowait)
         self._credential_watch = CredentialWatch(store.revoked, _now, on_ended)
-        self._records = StreamRecorder(self._counters, config.log, trio.current_time, self.refusals)
+        self.streams = stream_audit_of(config, store, _now)
+        self._records = StreamRecorder(
+            self._counters, config.log, trio.current_time, self.refusals, self.streams
+        )
         self._authority = ServerAuthority(config)
         self._reload = Reload(certificates, self._authority, self._credential_watch)
         self._readiness = Readiness(certificates)

@@ -121,7 +121,8 @@ class Opener:
                 on_opened=user_stream.note_opened,
             )
         except Refused as refused:
-            self.records.not_opened(_facts(request, "", str(request.route.target)), refused)
+            facts = _facts(request, "", str(request.route.target))
+            self.records.not_opened(facts, refused, grant=user_stream.grant_id, seconds=0.0)
             raise NotOpened(refused.reason, refused.detail) from None
 
     def watch(
@@ -207,6 +208,7 @@ class UserStream:
             self._entry = None  # it refers to this object: a cycle
         if self._watched is not None:
             self._watched.remove()
+            self.grant = self._watched.grant  # another grant may have replaced the first
             self._watched = None
         try:
             if error is not None:
@@ -268,6 +270,11 @@ class UserStream:
         """Reason and sentence of the end, the same for the log, the metric and the user."""
         return self._reason, self._detail
 
+    @property
+    def grant_id(self) -> str:
+        """The id of the grant that allowed the stream; empty if no grant decided it."""
+        return self.grant.id if self.grant is not None else ""
+
     def revoke(self, refused: Refused) -> None:
         """Reset the stream at once, because the user's certificate or grant is no longer accepted."""
         self.end(refused.reason, refused.detail)
@@ -275,15 +282,19 @@ class UserStream:
 
     def record_end(self) -> None:
         """Log the end of the stream, or its refusal if the agent never dialled, and count it."""
-        records = self._opener.records
+        records, seconds = self._opener.records, trio.current_time() - self._requested_at
         if self._opened is None:
             facts = _facts(self._request, self.stream.id, self.stream.target)
-            records.not_opened(facts, Refused(self._reason, self._detail))
+            records.not_opened(
+                facts, Refused(self._reason, self._detail), grant=self.grant_id, seconds=seconds
+            )
             return
         records.closed(
             self._opened,
             (self._reason, self._detail),
-            seconds=trio.current_time() - self._requested_at,
+            grant=self.grant_id,
+            address=self.stream.address,
+            seconds=seconds,
             bytes_to_target=self.stream.bytes_out,
             bytes_to_user=self.stream.bytes_in,
         )

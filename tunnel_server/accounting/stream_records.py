@@ -10,12 +10,14 @@ from tunnel_core.telemetry import logs
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.telemetry.logs import RefusalLines, StreamFacts
 from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.stream_audit import StreamAudit
 
 
 class StreamRecorder:
     """Recorder for all entrances. ``log`` selects the streams that are logged.
 
-    ``clock`` gives monotonic seconds. ``refusals`` writes refused connections and requests to the audit.
+    ``clock`` gives monotonic seconds. ``refusals`` writes refused connections and requests to the audit, and
+    ``streams`` records streams that ended.
     """
 
     def __init__(
@@ -24,8 +26,10 @@ class StreamRecorder:
         log: Log,
         clock: Callable[[], float],
         refusals: Refusals,
+        streams: StreamAudit,
     ) -> None:
         self._refusals = refusals
+        self._streams = streams
         self._counters = counters
         self._log = log
         self._clock = clock
@@ -46,12 +50,23 @@ class StreamRecorder:
         facts: StreamFacts,
         ended: tuple[Reason, str],
         *,
+        grant: str,
+        address: str,
         seconds: float,
         bytes_to_target: int,
         bytes_to_user: int,
     ) -> None:
-        """Record the end of a stream that was opened."""
+        """Record the end of a stream that was opened at ``address``. ``grant`` is the id of its grant."""
         reason, detail = ended
+        self._streams.note(
+            facts,
+            reason,
+            grant=grant,
+            address=address,
+            seconds=seconds,
+            bytes_to_target=bytes_to_target,
+            bytes_to_user=bytes_to_user,
+        )
         self._counters.stream_closed(
             facts.entrance, reason, bytes_to_target=bytes_to_target, bytes_to_user=bytes_to_user
         )
@@ -65,8 +80,12 @@ class StreamRecorder:
             detail=detail,
         )
 
-    def not_opened(self, facts: StreamFacts, refused: Refused) -> None:
-        """Record that the policy, the node or the agent refused a stream of an authenticated user."""
+    def not_opened(self, facts: StreamFacts, refused: Refused, *, grant: str, seconds: float) -> None:
+        """Record that the policy, the node or the agent refused a stream of an authenticated user.
+
+        ``grant`` is the id of the grant that allowed the stream, if one did.
+        """
+        self._streams.note(facts, refused.reason, grant=grant, seconds=seconds)
         self._counters.refused(facts.entrance, refused.reason)
         self._lines.stream_refused(facts, refused, now=self._clock())
         if refused.reason is Reason.NOT_GRANTED:

@@ -16,6 +16,7 @@ import trio
 from tunnel_core.reasons import Reason
 from tunnel_server.accounting.event_writer import EventWriter
 from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.stream_audit import StreamAudit
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import MAX_EVENTS, NodeEvent
 from tunnel_server.nodes.registry import Nodes
@@ -50,19 +51,22 @@ async def running_store(
 
 @asynccontextmanager
 async def restored_nodes(
-    store: Store, nodes: Nodes, refusals: Refusals, nursery: trio.Nursery
+    store: Store, nodes: Nodes, refusals: Refusals, streams: StreamAudit, nursery: trio.Nursery
 ) -> AsyncIterator[None]:
     """Load what earlier runs stored into ``nodes``, and store the events of this run until the block ends.
 
-    If the block ends without an error, the remaining events and refusals are stored at its end, within 3 s.
+    If the block ends without an error, the remaining events, refusals and records of streams are stored at
+    its end, within 3 s.
     """
     await _restore(store, nodes)
     event_writer = EventWriter(nodes.events, refusals, store)
     nursery.start_soon(event_writer.serve)
+    nursery.start_soon(streams.serve)
     yield
     refusals.sweep(ends=True)
     with trio.move_on_after(_FINAL_WRITE_SECONDS):  # a disk may hang
         await event_writer.flush()
+        await streams.flush()
         await event_writer.refresh_last_seen()
 
 

@@ -197,4 +197,26 @@ _ACCESS: MigrationStep = (
     "INSERT INTO pending_upgrades VALUES ('configured_users')",
 )
 
-STEPS: tuple[MigrationStep, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES, _ACCESS)
+_STREAMS: MigrationStep = (
+    """CREATE TABLE streams (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        opened_at INTEGER NOT NULL,
+        ended_at INTEGER NOT NULL,
+        stream TEXT NOT NULL,
+        user TEXT NOT NULL,
+        node TEXT NOT NULL,
+        target TEXT NOT NULL,
+        address TEXT NOT NULL,
+        entrance TEXT NOT NULL,
+        source TEXT NOT NULL,
+        allowed_by TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        bytes_to_target INTEGER NOT NULL,
+        bytes_to_user INTEGER NOT NULL
+    )""",
+    "CREATE INDEX streams_user ON streams (user, number)",
+    "CREATE INDEX streams_node ON streams (node, number)",
+    "CREATE INDEX streams_end ON streams (entrance, ended_at)",
+)
+
+STEPS: tuple[MigrationStep, ...] = (_FIRST, _KNOWN_NODES, _DESCENT, _AUDIT_SHARES, _ACCESS, _STREAMS)

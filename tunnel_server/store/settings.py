@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunnel_server.config import OnFailure, ServerConfig
 from tunnel_server.store.store import FILE, StoreSettings
+from tunnel_server.store.stream_store import StreamSettings
 
 _MIN_NODES = 10_000
 
@@ -18,6 +19,9 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         audit_keep_days=audit.keep_days,
         audit_keep_lines=audit.keep_lines,
         keep_nodes=most_nodes(config),
+        streams=StreamSettings(
+            audit.keep_streams, keep_days={entry.entrance: entry.keep_days for entry in audit.streams}
+        ),
         named_users=tuple(peer.user for peer in unix.peer) if unix is not None else (),
         has_strangers=config.tls.user_trust_file is not None,
     )

@@ -48,6 +48,7 @@ from tunnel_server.store.database import (
 from tunnel_server.store.first_grants import finish_upgrade
 from tunnel_server.store.known_nodes import KnownNode
 from tunnel_server.store.revocations import TakenBack
+from tunnel_server.store.stream_store import StreamSettings, StreamStore
 from tunnel_server.store.timestamps import DAY, from_ms, to_ms
 from tunnel_server.store.tokens import NewToken, Redeemed, Redemption
 from tunnel_server.store.transaction import Transaction
@@ -78,6 +79,7 @@ class StoreSettings:
     keep_nodes: int = 10_000
     named_users: tuple[str, ...] = ()
     has_strangers: bool = False
+    streams: StreamSettings = StreamSettings()
 
 
 class Store:
@@ -107,6 +109,7 @@ class Store:
         self._reading = trio.CapacityLimiter(1)
         self._dropped_nowait = 0
         self.access = AccessStore(self._writer.run, self._read, self._now, reader)
+        self.streams = StreamStore(self._writer.run, self._read, settings.streams)
 
     def subscribe_nodes(self, on_node_known: Callable[[str], None]) -> None:
         """Call ``on_node_known`` with each node that gets a certificate. It must not block or raise."""
@@ -114,8 +117,8 @@ class Store:
 
     @property
     def audit_dropped(self) -> int:
-        """The number of audit lines that were lost since the start."""
-        return self._writer.dropped + self._dropped_nowait
+        """The number of audit lines and records of streams that were lost since the start."""
+        return self._writer.dropped + self._dropped_nowait + self.streams.lost
 
     @property
     def is_failing(self) -> bool:
@@ -355,6 +358,7 @@ class Store:
             + access.prune(connection, now, most)
             + audit.prune(connection, older_than=oldest, keep=keep, most=most)
             + events.prune(connection, most)
+            + self.streams.prune(transaction, most)
             + known_nodes.prune(connection, now, keep=self._settings.keep_nodes, most=most)
         )
 

@@ -22,7 +22,7 @@ from trio.testing import MockClock
 
 from tests.server.entrances.test_https import client_context, tls_files
 from tests.server.nodes.test_attach import Agent, AgentsPort
-from tests.support.fakes.edge import receive_all, receive_until
+from tests.support.fakes.edge import receive_all, receive_until, recording
 from tests.support.fakes.granting import open_access
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
@@ -139,7 +139,7 @@ async def open_site(clock: MockClock, folder: Path, *, attaches: bool) -> AsyncI
         agents_port = AgentsPort(nursery, grace_seconds=GRACE)
         refusals = Refusals(agents_port.audited.append, trio.current_time)
         records = StreamRecorder(
-            agents_port.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals
+            agents_port.counters, Log(streams=StreamLog.ALL), trio.current_time, refusals, recording([])
         )
         site = Site(agents_port, clock, folder, nursery, records)
         if attaches:

@@ -78,7 +78,9 @@ async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
         revoked, audited = RevocationList(), list[AuditLine]()
         watch = credential_watch(revoked, lambda: ports[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
-        edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
+        edge.records = StreamRecorder(
+            edge.counters, edge.records._log, trio.current_time, refusals, edge.stream_audit
+        )
         edge.watch = watch
         edge.opener = Opener(
             edge.nodes,

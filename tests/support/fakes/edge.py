@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from tunnel_core.wire.frames import Service
 from tunnel_server.access.access import Access
 from tunnel_server.access.opener import Opener
 from tunnel_server.accounting.refusal_audit import Refusals, record_withdrawn
+from tunnel_server.accounting.stream_audit import StreamAudit
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
@@ -44,8 +45,18 @@ from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.registry import Nodes
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.store import Store
+from tunnel_server.store.stream_log import StreamRecord
 
 TRUST_DOMAIN = "test.internal"
+
+
+def recording(written: list[StreamRecord]) -> StreamAudit:
+    """Return a recorder that writes to a list."""
+
+    async def add(records: Sequence[StreamRecord]) -> None:
+        written.extend(records)
+
+    return StreamAudit(add, lambda count: None, {}, now)
 
 
 def now() -> datetime:
@@ -87,6 +98,9 @@ class Edge:
     """The accounts and grants; at first one grant of everything to every user."""
     audit: list[AuditLine]
     """The audit lines that the entrances wrote about refused connections and requests."""
+    stream_audit: StreamAudit
+    streams: list[StreamRecord]
+    """The records of streams that ``stream_audit.flush`` has written."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
 
     def attach(self, name: str, agent: Agent, *services: Service) -> FakeSession:
@@ -159,7 +173,10 @@ async def open_edge(
     revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
-    records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
+    streams = list[StreamRecord]()
+    stream_audit = recording(streams)
+    refusals = Refusals(audit.append, trio.current_time)
+    records = StreamRecorder(counters, Log(), clock, refusals, stream_audit)
     watch = credential_watch(revoked)
     rules = everything_granted()
     access = Access(rules, trust_domain=TRUST_DOMAIN, on_ended=partial(record_withdrawn, audit.append))
@@ -167,7 +184,19 @@ async def open_edge(
     subscribers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, rules, audit)
+            edge = Edge(
+                nursery,
+                nodes,
+                counters,
+                records,
+                opener,
+                subscribers,
+                watch,
+                rules,
+                audit,
+                stream_audit,
+                streams,
+            )
             try:
                 yield edge
             finally:
