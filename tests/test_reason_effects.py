@@ -53,6 +53,7 @@ ambiguous_name          409  2  warning  -        new_session
 node_not_attached       503  4  warning  -        new_session
 unknown_service         404  1  warning  -        new_session
 target_not_allowed      403  3  warning  -        new_session
+not_granted             403  3  warning  audited  new_session
 not_found               404  1  warning  -        new_session
 method_not_allowed      405  1  warning  -        new_session
 name_not_resolved       502  1  warning  -        new_session

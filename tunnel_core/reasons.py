@@ -79,6 +79,7 @@ class Reason(enum.Enum):
     NODE_NOT_ATTACHED = (20, 503, Category.ABSENT, "the node has no agent attached")
     UNKNOWN_SERVICE = (21, 404, Category.TARGET, "the node publishes no service of that name")
     TARGET_NOT_ALLOWED = (22, 403, Category.POLICY, "the agent's configuration does not allow the target")
+    NOT_GRANTED = (130, 403, Category.POLICY, "no grant allows the user to do this")
     NOT_FOUND = (23, 404, Category.PEER_FAULT, "there is nothing at this path")
     METHOD_NOT_ALLOWED = (24, 405, Category.PEER_FAULT, "the method is not supported here")
     # Dialling the target.

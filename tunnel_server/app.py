@@ -17,7 +17,7 @@ from tunnel_core.runtime.memory_limit import pool_bytes
 from tunnel_core.session.memory_pressure import relieve_pressure, relieve_send_pool
 from tunnel_core.session.session import Session
 from tunnel_core.telemetry.counters import Counters
-from tunnel_server.access.opener import Opener
+from tunnel_server.access.opener import opener_of
 from tunnel_server.accounting.event_writer import describe_start
 from tunnel_server.accounting.refusal_audit import Refusals, record_ended
 from tunnel_server.accounting.stream_records import StreamRecorder
@@ -130,13 +130,7 @@ class Server:
             subscribers=EventSubscribers(self.nodes.events, self._counters),
             credential_watch=credential_watch,
             records=self._records,
-            opener=Opener(
-                self.nodes,
-                self._records,
-                trust_domain=config.trust_domain,
-                credential_watch=credential_watch,
-                half_closed_seconds=config.session.half_closed_seconds or None,
-            ),
+            opener=opener_of(config, self._store, self.nodes, self._records, credential_watch),
             certificates=self._certificates,
             authority=self._authority,
             reload=self._reload,

@@ -14,6 +14,7 @@ import attrs
 from tunnel_core.config.types import (
     Count,
     DnsName,
+    EntranceName,
     InvalidValueError,
     ListenAddress,
     Log,
@@ -202,16 +203,54 @@ class OnFailure(enum.Enum):
 
 
 @attrs.frozen(kw_only=True)
-class Audit:
-    """Audit of joins, renewals, revocations and refusals.
+class AuditedStreams:
+    """Records of the streams of one entrance: one of ``one_in`` streams, 0 for none, kept for ``keep_days``.
 
-    ``file`` is in the data folder by default. With None there is no file.
+    Streams that the policy refused or ended are always recorded.
+    """
+
+    entrance: EntranceName
+    one_in: int = 1
+    keep_days: Count = Count(90)
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.one_in <= 1_000_000:
+            fix = "write 1 to record each stream, 100 for one of a hundred, or 0 for none"
+            raise InvalidValueError(f"{self.one_in} is out of range", fix, "one_in")
+        if self.entrance == "api":
+            raise InvalidValueError("the entrance api has no streams", "name connect, web or tcp", "entrance")
+
+
+@attrs.frozen(kw_only=True)
+class Audit:
+    """Audit of joins, renewals, revocations and refusals, and records of streams.
+
+    ``file`` is in the data folder by default. With None there is no file. An entrance that ``streams`` does
+    not name has the defaults of ``AuditedStreams``.
     """
 
     file: Path | None = None
     on_failure: OnFailure = OnFailure.DROP
     keep_days: Count = Count(400)
     keep_lines: Count = Count(1_000_000)
+    keep_streams: Count = Count(1_000_000)
+    streams: tuple[AuditedStreams, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if len({entry.entrance for entry in self.streams}) < len(self.streams):
+            raise InvalidValueError("names one entrance twice", "give each entrance one entry", "streams")
+
+
+@attrs.frozen(kw_only=True)
+class Access:
+    """Access of users. ``contact`` is whom a refused user asks: a name, an address or a URL."""
+
+    contact: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.contact) > 80 or not (self.contact.isprintable() or not self.contact):
+            fix = 'write a short text, for example "ops@example.com"'
+            raise InvalidValueError("is not one printable line of at most 80 characters", fix, "contact")
 
 
 @attrs.frozen(kw_only=True)
@@ -246,6 +285,7 @@ class ServerConfig:
     log: Log = attrs.field(factory=Log)
     metrics: Metrics = attrs.field(factory=Metrics)
     audit: Audit = attrs.field(factory=Audit)
+    access: Access = attrs.field(factory=Access)
     identity: Identity = attrs.field(factory=Identity)
 
     def __attrs_post_init__(self) -> None:

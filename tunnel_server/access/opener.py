@@ -6,6 +6,7 @@ An entrance authenticates the user and finds the route. This module does not dep
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple
 
@@ -16,12 +17,16 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.relay import relay
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 from tunnel_core.telemetry.logs import StreamFacts
-from tunnel_server.access.policy import authorise
+from tunnel_server.access.access import Access, WatchedStream
 from tunnel_server.access.routing import NodeRoute
+from tunnel_server.accounting.refusal_audit import record_withdrawn
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
+from tunnel_server.auth.grants import Grant
 from tunnel_server.auth.users import User
+from tunnel_server.config import ServerConfig
 from tunnel_server.nodes.registry import Nodes
+from tunnel_server.store.store import Store
 
 
 class StreamRequest(NamedTuple):
@@ -45,7 +50,8 @@ class NotOpened(Refused):
 class Opener:
     """Open streams for all entrances.
 
-    ``credential_watch`` ends the streams of a user whose certificate is revoked or expires.
+    ``access`` decides, and ends the streams that lose their grant. ``credential_watch`` ends the streams of a
+    user whose certificate is revoked or expires.
     ``half_closed_seconds`` is how long a half-closed stream may carry no byte; None sets no bound.
     """
 
@@ -55,10 +61,12 @@ class Opener:
         records: StreamRecorder,
         *,
         trust_domain: str,
+        access: Access,
         credential_watch: CredentialWatch,
         half_closed_seconds: float | None = None,
     ) -> None:
         self._credential_watch = credential_watch
+        self.access = access
         self.half_closed_seconds = half_closed_seconds
         self.nodes = nodes
         self.records = records
@@ -76,7 +84,10 @@ class Opener:
     def begin(self, user_stream: UserStream, request: StreamRequest, early_data: bytes) -> TunnelStream:
         """Open the tunnelled stream of ``user_stream``. Raises ``NotOpened``. For :class:`UserStream`."""
         try:
-            authorise(request.user, request.route, self.trust_domain)
+            route = request.route
+            user_stream.grant = self.access.authorise(
+                request.user, request.entrance, route.node, route.target
+            )
             session = self.nodes.session_of(request.route.node)
             return session.open(
                 request.route.target,
@@ -96,6 +107,39 @@ class Opener:
         """Call ``end`` when the certificate becomes invalid. None for a user without one."""
         return None if certificate is None else self._credential_watch.register(certificate, end)
 
+    def watch_grant(
+        self, request: StreamRequest, grant: Grant | None, end: Callable[[Refused], None]
+    ) -> WatchedStream | None:
+        """Call ``end`` when no grant allows the request any more. None if no grant decides it."""
+        if grant is None:
+            return None
+        route = request.route
+        return self.access.watch(request.user, request.entrance, route.node, route.target, grant, end)
+
+
+def opener_of(
+    config: ServerConfig,
+    store: Store,
+    nodes: Nodes,
+    records: StreamRecorder,
+    credential_watch: CredentialWatch,
+) -> Opener:
+    """Return the opener of a server, whose users have the grants of ``store``."""
+    access = Access(
+        store.access.rules,
+        trust_domain=config.trust_domain,
+        contact=config.access.contact,
+        on_ended=partial(record_withdrawn, store.note_nowait),
+    )
+    return Opener(
+        nodes,
+        records,
+        trust_domain=config.trust_domain,
+        access=access,
+        credential_watch=credential_watch,
+        half_closed_seconds=config.session.half_closed_seconds or None,
+    )
+
 
 def _facts(request: StreamRequest, stream_id: str, target: str) -> StreamFacts:
     return StreamFacts(
@@ -107,6 +151,8 @@ class UserStream:
     """One user's stream through an entrance, open inside its ``async with`` block."""
 
     stream: TunnelStream
+    grant: Grant | None = None
+    """The grant that allowed the stream; None for an entrance that its configuration grants."""
 
     def __init__(self, opener: Opener, request: StreamRequest, early_data: bytes) -> None:
         self._opener = opener
@@ -114,6 +160,7 @@ class UserStream:
         self._early_data = early_data
         self._requested_at = trio.current_time()
         self._entry: WatchEntry | None = None
+        self._watched: WatchedStream | None = None
         self._opened: StreamFacts | None = None
         self._has_first_byte = False
         self._reason = Reason.DONE
@@ -123,6 +170,7 @@ class UserStream:
         early_data, self._early_data = self._early_data, b""
         self.stream = self._opener.begin(self, self._request, early_data)
         self._entry = self._opener.watch(self._request.user.certificate, self.revoke)
+        self._watched = self._opener.watch_grant(self._request, self.grant, self.revoke)
         return self
 
     async def __aexit__(
@@ -134,6 +182,9 @@ class UserStream:
         if self._entry is not None:
             self._entry.remove()
             self._entry = None  # it refers to this object: a cycle
+        if self._watched is not None:
+            self._watched.remove()
+            self._watched = None
         try:
             if error is not None:
                 self.fail(error)
@@ -195,7 +246,7 @@ class UserStream:
         return self._reason, self._detail
 
     def revoke(self, refused: Refused) -> None:
-        """Reset the stream at once, because the user's certificate is no longer accepted."""
+        """Reset the stream at once, because the user's certificate or grant is no longer accepted."""
         self.end(refused.reason, refused.detail)
         self.stream.reset(refused.reason, refused.detail)
 

@@ -74,6 +74,8 @@ class Refusals:
 
 def _is_audited(reason: Reason) -> bool:
     """Whether the audit must name the peer that was refused."""
+    if reason is Reason.NOT_GRANTED:
+        return True
     match reason.category:
         case Category.IDENTITY | Category.PERMANENT:
             return True
@@ -118,6 +120,14 @@ def record_ended(write: Callable[[AuditLine], None], ended: CredentialEnded) -> 
     log_event(_log, logging.WARNING, sentence, reason=refused.reason, serial=certificate.serial)
     line = AuditLine(AuditKind.ENDED, serial=certificate.serial, reason=refused.reason.word, detail=sentence)
     write(with_identity(certificate.identity, line))
+
+
+def record_withdrawn(write: Callable[[AuditLine], None], user: str, count: int, refused: Refused) -> None:
+    """Log and audit that a change of access ended ``count`` streams of ``user``."""
+    subject = "stream was" if count == 1 else "streams were"
+    sentence = f"{count} {subject} ended: {refused.detail}"
+    log_event(_log, logging.WARNING, sentence, reason=refused.reason, user=user)
+    write(AuditLine(AuditKind.ENDED, user=user, reason=refused.reason.word, detail=sentence))
 
 
 def with_identity(identity: SpiffeId | None, line: AuditLine) -> AuditLine:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 import trio
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.api.lists import MayRead
 from tunnel_server.events.event_log import Events, NodeEvent, event_as_json
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
@@ -88,12 +89,19 @@ async def wait(subscribers: EventSubscribers, nodes: Nodes, query: EventsQuery, 
     return query._replace(node=node, after=after)
 
 
-def answer(events: Events, query: EventsQuery) -> dict[str, Any]:
-    """Return the answer as JSON. ``gap`` is true if events after ``query.after`` are no longer in the log."""
+def answer(events: Events, query: EventsQuery, may_read: MayRead | None) -> dict[str, Any]:
+    """Return the answer as JSON. ``gap`` is true if events after ``query.after`` are no longer in the log.
+
+    ``may_read`` selects the events of nodes; None selects all. Events of the server concern every reader.
+    """
     node, after = query.node, query.after
     page = events.newest(MAX_LISTED, node) if after is None else events.after(after, node, MAX_LISTED)
     return {
-        "events": [event_as_json(event) for event in page],
+        "events": [
+            event_as_json(event)
+            for event in page
+            if may_read is None or not event.node or may_read(event.node)
+        ],
         "last": _last(events, page, is_first_page=after is None),
         "gap": after is not None and events.has_gap(after),
     }

@@ -14,6 +14,7 @@ from tunnel_core.http.router import GET, Route, RoutedRequest, Section
 from tunnel_core.http.server import json_body, respond_json
 from tunnel_core.humanize import as_iso
 from tunnel_core.version import form
+from tunnel_server.access.access import Access
 from tunnel_server.api import events as api_events
 from tunnel_server.api import status as api_status
 from tunnel_server.api.lists import (
@@ -29,6 +30,7 @@ from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.api.status import NODE_PATH, STATUS_PATH
 from tunnel_server.auth.callers import USER, Caller, UserCaller
 from tunnel_server.auth.credential_watch import CredentialWatch
+from tunnel_server.auth.users import User
 from tunnel_server.events.event_log import event_as_json
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Node, Nodes
@@ -44,7 +46,7 @@ NODES_PATH = "/api/v1/nodes"
 _NODES_LIKE_A_ROW = 8
 """Nodes that the status page counts in the time of one row of a list."""
 Json: TypeAlias = dict[str, Any]
-MakeAnswer: TypeAlias = Callable[[RoutedRequest], Awaitable[Answer]]
+MakeAnswer: TypeAlias = Callable[[RoutedRequest, User], Awaitable[Answer]]
 Handler: TypeAlias = Callable[[RoutedRequest, UserCaller], Awaitable[None]]
 NodeAndSession: TypeAlias = "tuple[Node, Session]"
 NodeAndStream: TypeAlias = "tuple[Node, TunnelStream]"
@@ -53,6 +55,7 @@ NodeAndStream: TypeAlias = "tuple[Node, TunnelStream]"
 class ApiEntrance:
     """Answer GET requests of users. ``monotonic`` is the clock of the sessions, ``wall`` returns UTC.
 
+    ``access`` selects the nodes that each user may read: those for which a grant has the verb api.
     ``credential_watch`` cancels an answer when the user's certificate is revoked or expires.
     """
 
@@ -62,6 +65,7 @@ class ApiEntrance:
         subscribers: EventSubscribers,
         facts: ServerFacts,
         credential_watch: CredentialWatch,
+        access: Access,
         *,
         monotonic: Callable[[], float],
         wall: Callable[[], datetime],
@@ -70,6 +74,7 @@ class ApiEntrance:
         self._nodes = nodes
         self._subscribers = subscribers
         self._credential_watch = credential_watch
+        self._access = access
         self._monotonic = monotonic
         self._wall = wall
         self._turns = UserTurns()
@@ -114,36 +119,41 @@ class ApiEntrance:
 
     async def _list_events(self, routed: RoutedRequest, caller: UserCaller) -> None:
         given = api_events.parse_query(routed.query)
+        self._access.may_read(caller.user)
         with self._credential_watch.cancel_when_revoked(caller.user.certificate):
             query = await api_events.wait(self._subscribers, self._nodes, given, caller.user.name)
 
-            async def page(_: RoutedRequest) -> Answer:
-                answer = api_events.answer(self._subscribers.events, query)
+            async def page(_: RoutedRequest, user: User) -> Answer:
+                # After the wait, because the user may have lost a grant meanwhile.
+                may_read = self._access.may_read(user)
+                answer = api_events.answer(self._subscribers.events, query, may_read)
                 return _whole(answer, len(answer["events"]))
 
             await _respond(routed, caller, self._short_turns, page)
 
-    async def _brief_page(self, _: RoutedRequest) -> Answer:
-        return await self._brief.answer(Page())
+    async def _brief_page(self, _: RoutedRequest, user: User) -> Answer:
+        return await self._brief.answer(Page(), self._access.may_read(user))
 
-    async def _nodes_page(self, routed: RoutedRequest) -> Answer:
-        return await self._all_nodes.answer(parse_page(routed.query))
+    async def _nodes_page(self, routed: RoutedRequest, user: User) -> Answer:
+        return await self._all_nodes.answer(parse_page(routed.query), self._access.may_read(user))
 
-    async def _sessions_page(self, _: RoutedRequest) -> Answer:
-        return await self._all_sessions.answer(Page())
+    async def _sessions_page(self, _: RoutedRequest, user: User) -> Answer:
+        return await self._all_sessions.answer(Page(), self._access.may_read(user))
 
-    async def _streams_page(self, _: RoutedRequest) -> Answer:
-        return await self._all_streams.answer(Page())
+    async def _streams_page(self, _: RoutedRequest, user: User) -> Answer:
+        return await self._all_streams.answer(Page(), self._access.may_read(user))
 
-    async def _version_page(self, _: RoutedRequest) -> Answer:
+    async def _version_page(self, _: RoutedRequest, __: User) -> Answer:
         return _whole(_versions(), 1)
 
-    async def _status_page(self, _: RoutedRequest) -> Answer:
-        page = await api_status.status(self._nodes, self._facts, self._wall())
+    async def _status_page(self, _: RoutedRequest, user: User) -> Answer:
+        page = await api_status.status(self._nodes, self._facts, self._wall(), self._access.may_read(user))
         return _whole(page, self._nodes.count // _NODES_LIKE_A_ROW)
 
-    async def _node_page(self, routed: RoutedRequest) -> Answer:
-        page = await self._one_node(api_status.find_node(self._nodes, routed.rest))
+    async def _node_page(self, routed: RoutedRequest, user: User) -> Answer:
+        node = api_status.find_node(self._nodes, routed.rest, self._access.may_read(user))
+        self._access.require_node(user, node.name)
+        page = await self._one_node(node)
         return _whole(page, len(page["streams"]))
 
     async def _one_node(self, node: Node) -> dict[str, Any]:
@@ -206,7 +216,7 @@ class ApiEntrance:
 
 async def _respond(routed: RoutedRequest, caller: UserCaller, turns: UserTurns, make: MakeAnswer) -> None:
     async with turns.turn(caller.user.name) as turn:
-        answer = await make(routed)
+        answer = await make(routed, caller.user)
         turn.made(answer.rows)
         await respond_json(routed.http, answer.body)
 

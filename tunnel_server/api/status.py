@@ -17,7 +17,7 @@ from tunnel_core.humanize import as_iso, as_length, as_minute, minute_of
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.session.state import StateCategory
 from tunnel_core.version import __version__
-from tunnel_server.api.lists import in_pieces
+from tunnel_server.api.lists import MayRead, in_pieces
 from tunnel_server.api.server_facts import ServerFacts
 from tunnel_server.nodes.registry import Node, Nodes, unknown_node
 from tunnel_server.store.database import StoreError
@@ -32,12 +32,17 @@ MAX_WARNINGS = 200
 Json = dict[str, Any]
 
 
-async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
-    """Return the status of the whole server as JSON. A store that cannot be read becomes a warning."""
-    known, certificate = nodes.all(), facts.certificate()
+async def status(nodes: Nodes, facts: ServerFacts, now: datetime, may_read: MayRead | None) -> Json:
+    """Return the status of the whole server as JSON. A store that cannot be read becomes a warning.
+
+    ``may_read`` selects the nodes that are counted and named; None selects all.
+    """
+    known, certificate = await _readable(nodes.all(), may_read), facts.certificate()
     ending, warnings = list[Json](), list[Json]()
     try:
-        ending = await facts.ending()
+        ending = [
+            of_node for of_node in await facts.ending() if may_read is None or may_read(of_node["node"])
+        ]
     except StoreError as error:
         warnings.append(_warning(f"the store cannot be read: {error.detail}", "read the server's log"))
     warnings += islice(chain(_of_server(facts, now), _of_ending(ending, now)), MAX_WARNINGS)
@@ -58,10 +63,17 @@ async def status(nodes: Nodes, facts: ServerFacts, now: datetime) -> Json:
         },
         "nodes": dict(states),
         "nodes_gone": dict(absent),
-        "streams": sum(len(session.streams) for _, session in nodes.attached()),
+        "streams": sum(len(node.session.streams) for node in known if node.session is not None),
         "ending": ending,
         "warnings": warnings,
     }
+
+
+async def _readable(known: list[Node], may_read: MayRead | None) -> list[Node]:
+    if may_read is None:
+        return known
+    pieces = in_pieces(known, _NODES_IN_A_PIECE)
+    return [node async for piece in pieces for node in piece if may_read(node.name)]
 
 
 def _kinds_of_absent(known: Sequence[Node], nodes: Nodes) -> Counter[str]:
@@ -132,12 +144,17 @@ def _warning(detail: str, cure: str) -> Json:
     return {"detail": detail, "cure": cure}
 
 
-def find_node(nodes: Nodes, quoted: str) -> Node:
-    """Return the node whose name is ``quoted``, percent-encoded. Raises ``Refused``."""
+def find_node(nodes: Nodes, quoted: str, may_read: MayRead | None) -> Node:
+    """Return the node whose name is ``quoted``, percent-encoded. Raises ``Refused``.
+
+    ``may_read`` selects which similar name the refusal may tell; None selects all.
+    """
     name = unquote(quoted, errors="replace")[:253]
     node = nodes.find(name)
     if node is None:
-        raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, nodes.nearest(name)))
+        near = nodes.nearest(name)
+        told = near if near is not None and (may_read is None or may_read(near)) else None
+        raise Refused(Reason.UNKNOWN_NODE, unknown_node(name, told))
     return node
 
 

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An authenticated person or program. ``certificate`` is the proof; None at a unix socket."""
+    """An authenticated person or program. ``certificate`` is the proof; None at a unix socket.
+
+    ``groups`` are those that the login proved. The store may have further groups of this user.
+    """
 
     name: str
     role: Role
     trust_domain: str
     certificate: VerifiedCertificate | None = None
+    groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,15 @@ domain = "localhost"
 # on_failure = "drop"             # or "refuse": refuse an action whose line cannot be written
 # keep_days = 400
 # keep_lines = 1000000
+# keep_streams = 1000000          # records of streams, apart from the lines above
+
+# [[audit.streams]]               # streams of one entrance; each is recorded, for 90 days, by default
+# entrance = "web"                # connect, web or tcp
+# one_in = 1                      # 100: one stream of a hundred; 0: none. Refusals are always recorded
+# keep_days = 90
+
+[access]                          # who may do what: qanat-server grant --help
+# contact = ""                    # whom a refused user asks, for example "ops@example.com"
 
 [metrics]
 # per_node = true                 # at most five series for each node

@@ -172,6 +172,7 @@ class Entrances:
             self.subscribers,
             facts,
             self.credential_watch,
+            self.opener.access,
             monotonic=trio.current_time,
             wall=self.wall,
         )

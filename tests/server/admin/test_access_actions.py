@@ -91,7 +91,9 @@ async def test_an_api_token_is_shown_once(tmp_path: Path) -> None:
         audit = await store.audit(AuditQuery())
         assert made["token"] not in json.dumps([listed, audit])
         assert await do(store, "api-tokens/revoke", id=made["id"]) == {"revoked": made["id"]}
-        lines = [(line["kind"], line.get("token"), line["done_by"]) for line in await store.audit(AuditQuery())]
+        lines = [
+            (line["kind"], line.get("token"), line["done_by"]) for line in await store.audit(AuditQuery())
+        ]
         assert lines[-2:] == [
             (kind, made["id"], "uid-7") for kind in ("api_token_created", "api_token_revoked")
         ]

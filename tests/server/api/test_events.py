@@ -98,12 +98,12 @@ async def test_more_than_fits_one_answer_is_read_in_several() -> None:
     start = events.last_id
     for number in range(MAX_LISTED + 5):
         events.add(EventKind.ATTACHED, f"edge{number}", "facade00")
-    first = api_events.answer(events, EventsQuery(after=start))
+    first = api_events.answer(events, EventsQuery(after=start), None)
     assert first["last"] == start + MAX_LISTED
-    rest = api_events.answer(events, EventsQuery(after=start + MAX_LISTED))
+    rest = api_events.answer(events, EventsQuery(after=start + MAX_LISTED), None)
     assert rest["last"] == events.last_id
     assert json.dumps(rest).count('"kind"') == 5
-    newest = api_events.answer(events, EventsQuery())
+    newest = api_events.answer(events, EventsQuery(), None)
     assert newest["last"] == events.last_id
 
 

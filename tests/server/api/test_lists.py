@@ -58,7 +58,7 @@ class Fleet:
             await trio.lowlevel.checkpoint()
 
     async def ask(self, page: Page = Page()) -> dict[str, object]:  # noqa: B008 - it is immutable
-        answer: dict[str, object] = json.loads((await self.listing.answer(page)).body)
+        answer: dict[str, object] = json.loads((await self.listing.answer(page, None)).body)
         return answer
 
 

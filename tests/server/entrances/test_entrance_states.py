@@ -23,6 +23,7 @@ from trio.testing import MockClock
 from tests.server.entrances.test_https import client_context, tls_files
 from tests.server.nodes.test_attach import Agent, AgentsPort
 from tests.support.fakes.edge import receive_all, receive_until
+from tests.support.fakes.granting import open_access
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
 from tunnel_client.tunnel import TunnelRequest, open_tunnel
@@ -81,6 +82,7 @@ class Site:
             self.agents_port.nodes,
             self.records,
             trust_domain=pki.TRUST_DOMAIN,
+            access=open_access(pki.TRUST_DOMAIN),
             credential_watch=self.agents_port.watch,
         )
 

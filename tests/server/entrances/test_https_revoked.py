@@ -80,7 +80,13 @@ async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
         refusals = Refusals(audited.append, trio.current_time)
         edge.records = StreamRecorder(edge.counters, edge.records._log, trio.current_time, refusals)
         edge.watch = watch
-        edge.opener = Opener(edge.nodes, edge.records, trust_domain=pki.TRUST_DOMAIN, credential_watch=watch)
+        edge.opener = Opener(
+            edge.nodes,
+            edge.records,
+            trust_domain=pki.TRUST_DOMAIN,
+            access=edge.opener.access,
+            credential_watch=watch,
+        )
         https_entrance = edge.https_entrance(
             identify_by_certificate(pki.TRUST_DOMAIN), edge.connect(), edge.api()
         )

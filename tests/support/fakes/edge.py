@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 import trio
@@ -13,6 +14,7 @@ import trio
 from certs.x509 import Description, describe
 from tests.support.fakes.credentials import credential_watch
 from tests.support.fakes.fake_session import Agent, FakeSession, FarEnd
+from tests.support.fakes.granting import everything_granted
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
 from tunnel_core.config.types import Log
@@ -21,11 +23,13 @@ from tunnel_core.http.router import Section
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.telemetry.counters import Counters
 from tunnel_core.wire.frames import Service
+from tunnel_server.access.access import Access
 from tunnel_server.access.opener import Opener
-from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.refusal_audit import Refusals, record_withdrawn
 from tunnel_server.accounting.stream_records import StreamRecorder
 from tunnel_server.api.resources import ApiEntrance
 from tunnel_server.api.server_facts import ServerFacts
+from tunnel_server.auth.access_rules import AccessRules
 from tunnel_server.auth.callers import Caller
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.identify import Identify
@@ -79,6 +83,8 @@ class Edge:
     opener: Opener
     subscribers: EventSubscribers
     watch: CredentialWatch
+    rules: AccessRules
+    """The accounts and grants; at first one grant of everything to every user."""
     audit: list[AuditLine]
     """The audit lines that the entrances wrote about refused connections and requests."""
     dialled: list[trio.SocketStream] = field(default_factory=list)
@@ -115,7 +121,13 @@ class Edge:
             now(), dict, describe_server, self.watch.live_certificates, empty_store()
         )
         entrance = ApiEntrance(
-            self.nodes, self.subscribers, facts, self.watch, monotonic=trio.current_time, wall=wall
+            self.nodes,
+            self.subscribers,
+            facts,
+            self.watch,
+            self.opener.access,
+            monotonic=trio.current_time,
+            wall=wall,
         )
         return entrance.section()
 
@@ -149,11 +161,13 @@ async def open_edge(
     audit = list[AuditLine]()
     records = StreamRecorder(counters, Log(), clock, Refusals(audit.append, trio.current_time))
     watch = credential_watch(revoked)
-    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=watch)
+    rules = everything_granted()
+    access = Access(rules, trust_domain=TRUST_DOMAIN, on_ended=partial(record_withdrawn, audit.append))
+    opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, access=access, credential_watch=watch)
     subscribers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, audit)
+            edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, rules, audit)
             try:
                 yield edge
             finally:

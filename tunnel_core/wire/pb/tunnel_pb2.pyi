@@ -91,6 +91,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_TOO_MANY_GUESSES: _ClassVar[Reason]
     REASON_CERTIFICATE_EXPIRED: _ClassVar[Reason]
     REASON_FRAME_FLOOD: _ClassVar[Reason]
+    REASON_NOT_GRANTED: _ClassVar[Reason]
     REASON_ROOT_RETIRED: _ClassVar[Reason]
     REASON_NUMBER_OUT_OF_RANGE: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
@@ -175,6 +176,7 @@ REASON_TOO_MANY_ENROLMENTS: Reason
 REASON_TOO_MANY_GUESSES: Reason
 REASON_CERTIFICATE_EXPIRED: Reason
 REASON_FRAME_FLOOD: Reason
+REASON_NOT_GRANTED: Reason
 REASON_ROOT_RETIRED: Reason
 REASON_NUMBER_OUT_OF_RANGE: Reason
 
