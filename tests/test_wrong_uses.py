@@ -102,14 +102,13 @@ NAMES = [
 
 # Commands and options that do not exist.
 UNKNOWN = [
-    Wrong("qanat-server tokens", "No such command 'tokens'. Did you mean 'token'?"),
+    Wrong("qanat-server tokens", "No such command 'tokens'. Did you mean 'token' or 'api-token'?"),
     Wrong("qanat-server revoke edge1",
           "No such command 'revoke'. "
-          "Did you mean 'token revoke', 'node revoke', 'user revoke' or 'cert revoke'?"),
+          "Did you mean 'token revoke', 'node revoke', 'user revoke', 'api-token revoke' or 'cert revoke'?"),
     Wrong("qanat-server node revok x", "No such command 'revok'. Did you mean 'revoke' or 'unrevoke'?"),
     Wrong("qanat-server node list", "No such command 'list'. Try: qanat nodes"),
-    Wrong("qanat-server user list", "No such command 'list'. Try: qanat-server cert list"),
-    Wrong("qanat-server user add kim", "No such command 'add'. Try: qanat-server issue user NAME"),
+    Wrong("qanat-server user create kim", "No such command 'create'. Try: qanat-server issue user NAME"),
     Wrong("qanat-server node add x", "Try: qanat-server token create --node NAME"),
     Wrong("qanat-server issue list", "No such command 'list'. Try: qanat-server cert list"),
     Wrong("qanat-server issue host x", "No such command 'host'. Commands: node, user"),

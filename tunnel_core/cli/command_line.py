@@ -96,7 +96,10 @@ class CommandError(click.ClickException):
 _COMMANDS_OF = {
     "qanat": ("nodes", "services", "sessions", "streams", "events", "ssh", "forward", "connect", "demo"),
     "qanat-agent": ("join", "check", "renew"),
-    "qanat-server": ("init", "issue", "token", "node", "user", "cert", "audit", "ca", "backup", "restore"),
+    "qanat-server": (
+        *("init", "issue", "token", "node", "user", "group", "grant", "api-token"),
+        *("cert", "audit", "ca", "backup", "restore"),
+    ),
 }
 """Commands that only one program has, for a hint if a user gives their name to another program."""
 _SYNONYMS = {"start": "run", "serve": "run", "up": "run", "add": "issue", "enroll": "join", "enrol": "join"}
@@ -106,9 +109,7 @@ _ELSEWHERE = {
     ("node", "status"): "qanat nodes",
     ("node", "create"): "qanat-server token create --node NAME",
     ("node", "add"): "qanat-server token create --node NAME",
-    ("user", "list"): "qanat-server cert list",
     ("user", "create"): "qanat-server issue user NAME",
-    ("user", "add"): "qanat-server issue user NAME",
     ("issue", "list"): "qanat-server cert list",
 }
 """Names that people expect in a group, each with the whole command that is meant."""

@@ -23,6 +23,12 @@ from tunnel_core.identity import Role
 from tunnel_core.names import NODE_NAME_RULE, is_node_name
 from tunnel_core.node_patterns import is_pattern
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.admin.access_actions import (
+    ACCESS_READS,
+    ACCESS_WRITES,
+    AccessAction,
+    grants_of_user,
+)
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
 from tunnel_server.auth.revocation_list import RevocationKind
@@ -125,7 +131,9 @@ class Actions:
         except ValueError as error:
             raise bad(f"the chain cannot be read: {error}") from None
         await self.store.record(by_hand(facts, root_pin, by, renewable=renewable))
-        return {"serial": facts.serial}
+        is_user = facts.identity.role is Role.USER
+        access = {"grants": grants_of_user(self.store, facts.identity.name)} if is_user else {}
+        return {"serial": facts.serial, **access}
 
     def _root_of(self, chain: bytes) -> bytes:
         parts = split_pem(chain)
@@ -284,7 +292,13 @@ class Actions:
 
 Action: TypeAlias = Callable[[Actions, Arguments, str], Awaitable[Json]]
 
+
+def _on_store(action: AccessAction) -> Action:
+    return lambda actions, given, by: action(actions.store, given, by)
+
+
 READS: dict[str, Action] = {
+    **{path: _on_store(action) for path, action in ACCESS_READS.items()},
     "tokens": Actions.tokens,
     "token": Actions.token,
     "certificates": Actions.certificates,
@@ -297,6 +311,7 @@ READS: dict[str, Action] = {
 """Actions of GET, by the part of the path below ``/api/v1/admin/``."""
 
 WRITES: dict[str, Action] = {
+    **{path: _on_store(action) for path, action in ACCESS_WRITES.items()},
     "tokens/create": Actions.create_token,
     "tokens/revoke": Actions.revoke_token,
     "certificates/record": Actions.record_certificate,

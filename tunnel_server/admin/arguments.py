@@ -10,6 +10,7 @@ from tunnel_core.identity import Role, is_identity_name, why_no_name
 from tunnel_core.reasons import Reason, Refused
 
 _MAX_TEXT = 16 * 1024
+_MAX_ITEMS = 1000
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 
 
@@ -54,6 +55,22 @@ class Arguments:
             return bool(value == "1")
         if not isinstance(value, bool):
             raise bad(f"{name} must be true or false")
+        return value
+
+    def texts(self, name: str, *, most: int = _MAX_ITEMS) -> list[str]:
+        """Return a list of texts, at least one."""
+        value = self._take(name, None)
+        if not isinstance(value, list) or not 0 < len(value) <= most:
+            raise bad(f"{name} must be a list of 1 to {most} texts")
+        if not all(isinstance(item, str) and len(item) <= _MAX_TEXT for item in value):
+            raise bad(f"{name} must be a list of texts")
+        return value
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Return a table, whose content the caller checks."""
+        value = self._take(name, None)
+        if not isinstance(value, dict):
+            raise bad(f"{name} must be a table")
         return value
 
     def name(self, role: Role, key: str = "name") -> str:

@@ -23,7 +23,8 @@ from tunnel_server.auth.users import Administrator
 Handler: TypeAlias = Callable[[RoutedRequest, Administrator], Awaitable[None]]
 
 PATH = "/api/v1/admin/"
-_MAX_BODY_BYTES = 64 * 1024
+_MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Bytes of a request: a file of some ten thousand grants."""
 _BODY_SECONDS = 10.0
 _MAX_PARAMETERS = 16
 

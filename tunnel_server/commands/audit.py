@@ -14,6 +14,7 @@ from tunnel_server.commands.durations import TIME_HELP, moment
 from tunnel_server.commands.names import complete_node
 from tunnel_server.store.audit import MAX_LISTED, AuditKind
 
+_KINDS = [kind.value for kind in AuditKind]
 _TABLE = Table(("time", "what", "whom", "by", "detail"))
 
 
@@ -22,7 +23,12 @@ _TABLE = Table(("time", "what", "whom", "by", "detail"))
     "--node", default="", metavar="NAME", shell_complete=complete_node, help="Lines about this node."
 )
 @click.option("--user", default="", metavar="NAME", help="Lines about this user.")
-@click.option("--kind", type=click.Choice([kind.value for kind in AuditKind]), help="Lines of this kind.")
+@click.option(
+    "--kind",
+    type=click.Choice(_KINDS),
+    metavar="KIND",
+    help=f"Lines of this kind: {', '.join(_KINDS)}.",
+)
 @click.option("--since", type=moment, help=f"Lines from this time on: {TIME_HELP}.")
 @click.option("--until", type=moment, help="Lines before this time, in the form of --since.")
 @click.option(

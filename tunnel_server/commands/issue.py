@@ -20,6 +20,7 @@ from tunnel_core.config.paths import rights_hint
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
+from tunnel_server.commands.grant_hint import grant_hint
 from tunnel_server.commands.installation import make_bundle
 from tunnel_server.config import ServerConfig
 from tunnel_server.pki.public_addresses import NoNames, addresses, server_names
@@ -42,6 +43,8 @@ class _Issued:
     name: str
     leaf: Leaf
     bundle: Bundle
+    grants: list[str] | None
+    """Ids of the user's grants; None for a node, and after a record by a server of before grants."""
 
 
 @click.group("issue", cls=CommandGroup)
@@ -123,6 +126,8 @@ def issue_user(
 ) -> None:
     """Issue the bundle of user NAME, for a person's qanat command or for a program.
 
+    A new user may open nothing until a grant allows it; the command prints the `grant add` to paste.
+
     \b
     Examples:
       qanat-server issue user kim@example.com --days 30
@@ -136,7 +141,8 @@ def issue_user(
         _write_pem(issued, *files)
     for bundle in bundles:
         _write_bundle(issued, bundle)
-    _report(issued, [*files, *bundles], _user_steps(issued, pem, bundles), as_json)
+    steps = [*grant_hint(name, issued.grants, config), *_user_steps(issued, pem, bundles)]
+    _report(issued, [*files, *bundles], steps, as_json)
 
 
 def _issue(order: _Order, config_file: Path | None, files: list[Path]) -> _Issued:
@@ -156,9 +162,11 @@ def _issue(order: _Order, config_file: Path | None, files: list[Path]) -> _Issue
     except NoNames as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     renewable = {"renewable": True} if order.renewable else {}  # An older server refuses this argument.
-    perform(config_file, "POST", "certificates/record", {"chain": leaf.chain_pem.decode(), **renewable})
+    chain = {"chain": leaf.chain_pem.decode(), **renewable}
+    recorded = perform(config_file, "POST", "certificates/record", chain)
     agents, https = addresses(names, config.agents.listen), addresses(names, config.https.listen)
-    return _Issued(role, name, leaf, make_bundle(authority, leaf, role, name, agents, https))
+    bundle = make_bundle(authority, leaf, role, name, agents, https)
+    return _Issued(role, name, leaf, bundle, recorded.get("grants"))
 
 
 def _refuse_other_domain(authority: Authority, config: ServerConfig) -> None:
@@ -242,6 +250,9 @@ def _report(issued: _Issued, files: list[Path], steps: list[str], as_json: bool)
     lines = [
         f"Issued {issued.role.value} {issued.name} until {as_minute(ends)}" + (f": {made}" if made else "")
     ]
+    lines += [f"{issued.name} may open nothing yet, because no grant names this user."] * (
+        issued.grants == []
+    )
     lines += ["", "Next:", *(f"  {step}" for step in steps)] if steps else []
     click.echo("\n".join(lines), err=to_stderr)
 

@@ -1,4 +1,7 @@
-"""``qanat-server node`` and ``user``: revoke, unrevoke, and forget a node."""
+"""``qanat-server node`` and ``user``: revoke, unrevoke, and forget a node.
+
+``users.py`` and ``labels.py`` add further commands to the two groups.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tunnel_core.humanize import counted, minute_of, moment_of
 from tunnel_core.identity import Role
 from tunnel_server.commands.access import checked_name, config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, ending_text, force_option, yes_option
-from tunnel_server.commands.names import complete_node
+from tunnel_server.commands.names import complete_node, complete_user
 
 Json = dict[str, Any]
 _PATHS = {"node": "nodes", "user": "users", "serial": "certificates"}
@@ -22,22 +25,25 @@ why_option = click.option("--why", default="", metavar="TEXT", help="Reason for 
 
 @click.group("node", cls=CommandGroup)
 def node() -> None:
-    """Revoke, unrevoke and forget nodes by name. `qanat nodes` lists them.
+    """Revoke, unrevoke, label and forget nodes by name. `qanat nodes` lists them.
 
     \b
     Examples:
       qanat-server node revoke shop-7 --why 'stolen from the van'
       qanat-server node unrevoke shop-7
+      qanat-server node label shop-7 site=hamburg
       qanat-server node forget shop-7
     """
 
 
 @click.group("user", cls=CommandGroup)
 def user() -> None:
-    """Revoke and unrevoke users by name.
+    """Add, list, disable and revoke users by name. `qanat-server grant` says what they may open.
 
     \b
     Examples:
+      qanat-server user add kim@example.com
+      qanat-server user list
       qanat-server user revoke kim@example.com
       qanat-server user unrevoke kim@example.com
     """
@@ -72,7 +78,7 @@ def revoke_node(name: str, why: str, force: bool, yes: bool, config: Path | None
 
 
 @user.command("revoke")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_user)
 @why_option
 @force_option
 @yes_option
@@ -151,7 +157,7 @@ def unrevoke_node(name: str, yes: bool, config: Path | None, as_json: bool) -> N
 
 
 @user.command("unrevoke")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_user)
 @yes_option
 @config_option
 @json_option

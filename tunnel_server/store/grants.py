@@ -179,7 +179,9 @@ def add(transaction: Transaction, table: Mapping[str, Any], by: str) -> tuple[Gr
     has another. Raises ``Refused`` with ``BAD_REQUEST`` for an id that another grant has, or a bad table.
     """
     stored = all_grants(transaction.connection)
-    new = parsed({"id": _new_id(table, {grant.id for grant in stored}), **table})
+    new = parsed({"id": "new", **table})
+    if "id" not in table:
+        new = replace(new, id=_free_id(new, {grant.id for grant in stored}))
     for grant in stored:
         if replace(new, id=grant.id, note=grant.note) == grant and table.get("id", grant.id) == grant.id:
             return grant, GrantChanges(unchanged=1)
@@ -199,10 +201,10 @@ def parsed(table: Mapping[str, Any]) -> Grant:
         raise Refused(Reason.BAD_REQUEST, str(error)) from None
 
 
-def _new_id(table: Mapping[str, Any], taken: set[str]) -> str:
-    """Return a free id from the name of the first user or group."""
-    named = [*table.get("groups", ()), *table.get("users", ())]
-    first = "everyone" if "*" in named else str(named[0]) if named else ""
+def _free_id(grant: Grant, taken: set[str]) -> str:
+    """Return an id that is not taken, from the name of the first group or user."""
+    named = [*grant.groups, *grant.users]
+    first = "everyone" if "*" in named else named[0]
     stem = re.sub(r"[^a-z0-9]+", "-", first.lower())[:_MAX_ID].strip("-") or "grant"
     number = 1
     while f"{stem}-{number}" in taken:

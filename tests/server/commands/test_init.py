@@ -296,7 +296,8 @@ def test_a_user_gets_a_bundle_where_they_stand(
     result = run("issue", "user", "kim@example.com", "--config", server, "--days", "0.5", "--json")
     answer = json.loads(result.stdout)
     assert answer["files"] == ["kim@example.com.pem"]
-    assert answer["next"] == ["qanat --bundle kim@example.com.pem nodes"]
+    assert answer["next"][-1] == "qanat --bundle kim@example.com.pem nodes"
+    assert answer["next"][0].startswith("qanat-server grant add --user kim@example.com ")
     assert read_bundle(tmp_path / "kim@example.com.pem").identity.name == "kim@example.com"
 
 

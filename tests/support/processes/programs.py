@@ -183,7 +183,19 @@ class Server(Program):
         named = [word for name in (*names, self.address) for word in ("--name", name)]
         self._qanat_server("init", *named, "--data-dir", str(self.data_dir))
         written = tomllib.loads(self.config_file.read_text())
-        self.write_config(merged(merged(written, self._own_settings()), changes or {}))
+        table = merged(merged(written, self._own_settings()), changes or {})
+        self.write_config(table)
+        for peer in table["connect"].get("unix", {}).get("peer", ()):
+            self.allow(peer["user"])
+
+    def allow(self, user: str) -> None:
+        """Grant everything to ``user``. A release without grants allows it without a command."""
+        everything = ("--verb", "*", "--node", "*", "--target", "*")
+        argv = self.administering(
+            "grant", "add", "--user", user, *everything, "--config", str(self.config_file)
+        )
+        done = run(*argv)
+        assert done.returncode == 0 or "No such command" in done.stderr, f"{done.stdout}{done.stderr}"
 
     def issue_node(self, name: str, path: Path) -> Path:
         self.command_line("issue", "node", name, "--out", str(path))
@@ -191,11 +203,13 @@ class Server(Program):
 
     def issue_user(self, name: str, path: Path) -> Path:
         self.command_line("issue", "user", name, "--out", str(path))
+        self.allow(name)
         return path
 
     def issue_user_pem(self, name: str, folder: Path) -> None:
         """Write one PEM file each for key, certificate and roots, as an API server needs them."""
         self.command_line("issue", "user", name, "--pem", str(folder))
+        self.allow(name)
 
     def command_line(self, *arguments: str) -> str:
         """Return the output of ``qanat-server ARGUMENTS`` for this installation, running or not."""
