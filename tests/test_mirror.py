@@ -117,7 +117,6 @@ WITHOUT = {
     "tunnel_core.wire.protobuf",
     "tunnel_core.wire.schema",
     "tunnel_server.access.opener",
-    "tunnel_server.access.policy",
     "tunnel_server.accounting.stream_records",
     "tunnel_server.accounting.write_budget",
     "tunnel_server.admin.arguments",

@@ -420,17 +420,3 @@ def test_qanat_imports_neither_grpc_nor_linux_only_modules() -> None:
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env=environ, check=True, capture_output=True).stdout  # noqa: S603
     assert printed.strip() == b"[]"
-
-
-async def test_policy_test_says_yes_or_no_and_which_grant(server: FakeServer, tmp_path: Path) -> None:
-    query = "policy?user=kim&verb=connect&node=edge1&target="
-    server.pages[f"{query}ssh"] = {"allowed": True, "detail": "grant g7 allows it", "grant": {"id": "g7"}}
-    server.pages[f"{query}22"] = {"allowed": False, "detail": "user kim may not\n", "grant": None}
-    result = await inside(tmp_path, "policy", "test", "kim", "connect", "edge1", "ssh")
-    assert (result.exit_code, result.stdout) == (0, "yes: grant g7 allows it\n")
-    result = await inside(tmp_path, "policy", "test", "kim", "connect", "edge1", "22")
-    assert (result.exit_code, result.stdout.rstrip()) == (3, "no: user kim may not?")
-    result = await inside(tmp_path, "policy", "test", "kim", "connect", "edge1", "22", "--json")
-    assert (result.exit_code, json.loads(result.stdout)["grant"]) == (3, None)
-    result = await inside(tmp_path, "policy", "test", "kim", "fly", "edge1", "22")
-    assert result.exit_code == 2

@@ -26,7 +26,8 @@ from tunnel_server.store.timestamps import to_ms
 
 FLUSH_SECONDS = 2.0
 MAX_WAITING = 20_000
-"""Records of streams that wait for the store, some 500 bytes each: 10,000 streams a second for two seconds."""
+"""Records of streams that wait for the store, some 500 bytes each: 10,000 a second for two
+seconds."""
 MAX_WAITING_OF_USER = MAX_WAITING // 4
 """Waiting records of one user: a quarter, so that one user's streams leave room for those of others."""
 _WRITTEN_AT_ONCE = 1000

@@ -31,6 +31,7 @@ from tunnel_server.admin.access_actions import (
 )
 from tunnel_server.admin.arguments import Arguments, bad
 from tunnel_server.admin.ending import ends_nothing, live_part
+from tunnel_server.admin.stream_actions import recorded_streams
 from tunnel_server.auth.revocation_list import RevocationKind
 from tunnel_server.config import ServerConfig
 from tunnel_server.events.event_log import event_as_json
@@ -305,6 +306,7 @@ READS: dict[str, Action] = {
     "revocations": Actions.revocations,
     "revocations/preview": Actions.preview_revocation,
     "audit": Actions.audit,
+    "audit/streams": _on_store(recorded_streams),
     "events": Actions.events,
     "ca": Actions.show_authority,
 }

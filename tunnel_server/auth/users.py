@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from certs.x509 import VerifiedCertificate
 
 
+LOOPBACK_USER = "loopback"
+"""The user of each browser at the web entrance on loopback, which has no login."""
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """An authenticated person or program. ``certificate`` is the proof; None at a unix socket.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tunnel_server.auth.access_rules import UserKind
 from tunnel_server.auth.grants import Grant
+from tunnel_server.auth.users import LOOPBACK_USER
 from tunnel_server.store import accounts, grants
 from tunnel_server.store.grants import GrantChanges
 from tunnel_server.store.transaction import Transaction
@@ -16,12 +17,17 @@ _NOTE = "written by the upgrade: what was allowed before there were grants"
 
 
 def grant_to_operator(transaction: Transaction, operator: str, by: str) -> None:
-    """Grant everything to the operator of a new installation, and nothing to anybody else."""
+    """Grant everything to the operator of a new installation, and ``http`` to browsers on this machine.
+
+    The web entrance listens on loopback only, and all its users there have one name.
+    """
     transaction.connection.execute("DELETE FROM grants WHERE created_by = 'upgrade'")
     transaction.connection.execute("DELETE FROM pending_upgrades WHERE name = 'configured_users'")
     table = {"id": operator, "users": [operator], "verbs": ["*"], "nodes": ["*"], "targets": ["*"]}
     new = Grant.parse({**table, "note": "written by init"})
-    grants.write(transaction, GrantChanges(added=(new,)), by)
+    places = {"nodes": ["*"], "targets": ["*"], "note": "written by init: browsers on this machine"}
+    browsers = Grant.parse({"id": LOOPBACK_USER, "users": [LOOPBACK_USER], "verbs": ["http"], **places})
+    grants.write(transaction, GrantChanges(added=(new, browsers)), by)
 
 
 def finish_upgrade(transaction: Transaction, users: tuple[str, ...], *, has_strangers: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunnel_server.auth.users import LOOPBACK_USER
 from tunnel_server.config import OnFailure, ServerConfig
 from tunnel_server.store.store import FILE, StoreSettings
 from tunnel_server.store.stream_store import StreamSettings
@@ -22,7 +23,7 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         streams=StreamSettings(
             audit.keep_streams, keep_days={entry.entrance: entry.keep_days for entry in audit.streams}
         ),
-        named_users=tuple(peer.user for peer in unix.peer) if unix is not None else (),
+        named_users=(LOOPBACK_USER, *(peer.user for peer in unix.peer)) if unix else (LOOPBACK_USER,),
         has_strangers=config.tls.user_trust_file is not None,
     )
 

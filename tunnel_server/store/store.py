@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,7 @@ from tunnel_server.store.access import AccessStore
 from tunnel_server.store.audit import AuditLine
 from tunnel_server.store.audit_file import AuditFile
 from tunnel_server.store.certificates import NewCertificate, NodeCertificate, Recorded
-from tunnel_server.store.database import (
-    Connection,
-    StoreError,
-    failures,
-    open_database,
-    open_reader,
-)
+from tunnel_server.store.database import Connection, StoreError, failures, open_database, open_reader
 from tunnel_server.store.first_grants import finish_upgrade
 from tunnel_server.store.known_nodes import KnownNode
 from tunnel_server.store.revocations import TakenBack
@@ -79,7 +73,7 @@ class StoreSettings:
     keep_nodes: int = 10_000
     named_users: tuple[str, ...] = ()
     has_strangers: bool = False
-    streams: StreamSettings = StreamSettings()
+    streams: StreamSettings = field(default_factory=StreamSettings)
 
 
 class Store:

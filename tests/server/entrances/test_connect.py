@@ -293,3 +293,23 @@ async def test_a_name_is_suggested_only_to_a_user_who_may_read_the_node() -> Non
         edge.rules.apply(AccessChange(grants={"everything": None}))
         answer = await ask(edge, listener, request)
         assert b" 404 " in answer and b"edge1" not in answer
+
+
+async def test_a_stream_is_recorded_with_its_grant_and_bytes() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo)
+        stream = await edge.dial(await serve(edge))
+        await stream.send_all(KUBE + b"hello")
+        await receive_until(stream, b"hello")
+        await stream.send_eof()
+        assert await receive_all(stream) == b""
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        edge.attach("edge1", refuse_with(Reason.DIAL_REFUSED, "no"))
+        await ask(edge, await serve(edge), KUBE)
+        await trio.testing.wait_all_tasks_blocked()
+        await edge.stream_audit.flush()
+        done, refused = edge.streams
+        assert done[3:8] == ("kube-apiserver", "edge1", "localhost:10250", "127.0.0.1:80", "connect")
+        assert done[9:] == ("everything", "done", 5, 5)
+        assert (refused.address, refused.reason, refused.grant) == ("", "dial_refused", "everything")

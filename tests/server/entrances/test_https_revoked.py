@@ -78,9 +78,8 @@ async def open_https_port(folder: Path) -> AsyncIterator[HttpsPort]:
         revoked, audited = RevocationList(), list[AuditLine]()
         watch = credential_watch(revoked, lambda: ports[0].wall())
         refusals = Refusals(audited.append, trio.current_time)
-        edge.records = StreamRecorder(
-            edge.counters, edge.records._log, trio.current_time, refusals, edge.stream_audit
-        )
+        log, streams = edge.records._log, edge.stream_audit
+        edge.records = StreamRecorder(edge.counters, log, trio.current_time, refusals, streams)
         edge.watch = watch
         edge.opener = Opener(
             edge.nodes,

@@ -184,19 +184,8 @@ async def open_edge(
     subscribers = EventSubscribers(Events(now), counters)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            edge = Edge(
-                nursery,
-                nodes,
-                counters,
-                records,
-                opener,
-                subscribers,
-                watch,
-                rules,
-                audit,
-                stream_audit,
-                streams,
-            )
+            parts = nursery, nodes, counters, records, opener, subscribers, watch, rules
+            edge = Edge(*parts, audit, stream_audit, streams)
             try:
                 yield edge
             finally:

@@ -12,7 +12,7 @@ from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.access.opener import NotOpened, Opener, StreamRequest
 from tunnel_server.access.routing import NodeRoute, WebHost, route_web_host
-from tunnel_server.auth.users import User
+from tunnel_server.auth.users import LOOPBACK_USER, User
 from tunnel_server.entrances.web.pages import error_page, index_page, send_page
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import AcceptedConnection
@@ -63,7 +63,7 @@ class WebEntrance:
         await Exchange(http, request, source, target).run(self._opener, wanted)
 
     def _user(self) -> User:
-        return User("loopback", Role.USER, self._opener.trust_domain)
+        return User(LOOPBACK_USER, Role.USER, self._opener.trust_domain)
 
     def _route(self, web_host: WebHost) -> NodeRoute:
         nodes = self._opener.nodes
