@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunnel_server.config import OnFailure, ServerConfig
+from tunnel_server.store.first_grants import LOOPBACK_USER
 from tunnel_server.store.store import FILE, StoreSettings
 
 _MIN_NODES = 10_000
@@ -18,7 +19,10 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         audit_keep_days=audit.keep_days,
         audit_keep_lines=audit.keep_lines,
         keep_nodes=most_nodes(config),
-        named_users=tuple(peer.user for peer in unix.peer) if unix is not None else (),
+        named_users=(
+            *((peer.user for peer in unix.peer) if unix is not None else ()),
+            *((LOOPBACK_USER,) if config.web.listen else ()),
+        ),
         has_strangers=config.tls.user_trust_file is not None,
     )
 
