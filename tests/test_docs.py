@@ -33,6 +33,7 @@ from tunnel_core.reasons import Reason
 from tunnel_core.telemetry import prometheus as metrics
 from tunnel_core.telemetry.counters import CapSample, Counters, NodeSample
 from tunnel_core.version import __version__
+from tunnel_server.auth.grants import parse_grants
 from tunnel_server.config import ServerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Where a shell, a unit or ssh begins a command, up to what ends one: a separator, a comment, its quote.
 COMMAND = re.compile(
     r"(?:^|[|&;('\"`=]|\bsudo|\bProxyCommand)[ \t]*(?:/[\w/]+/)?"
-    r"(qanat(?:-server|-agent)?)((?: +[^\s|;&#'\"`<>)]+)+)",
+    r"(qanat(?:-server|-agent)?)((?: +(?:'[^'\n]*'|[^\s|;&#'\"`<>)]+))+)",
     re.MULTILINE,
 )
 COMMAND_FENCES = ("sh", "ini", "")
@@ -207,6 +208,9 @@ def source_of(file: str) -> Source:
 def test_configuration_is_valid_as_written(paper: Path) -> None:
     for block in fences(paper, "toml"):
         first = block.partition("\n")[0]
+        if first.endswith("/grants.toml"):
+            assert parse_grants(block)
+            continue
         named = [file for file in SCHEMAS if file in first]
         assert len(named) == 1, f"the first line names server.toml or agent.toml: {first}"
         parse(tomllib.loads(block), SCHEMAS[named[0]], source_of(named[0]))

@@ -13,21 +13,22 @@ from tunnel_server.store import accounts, grants
 from tunnel_server.store.grants import GrantChanges
 from tunnel_server.store.transaction import Transaction
 
+_LOOPBACK_NOTE = "programs of this machine at the web entrance, which has no login on loopback"
 _NOTE = "written by the upgrade: what was allowed before there were grants"
 
 
 def grant_to_operator(transaction: Transaction, operator: str, by: str) -> None:
-    """Grant everything to the operator of a new installation, and ``http`` to browsers on this machine.
-
-    The web entrance listens on loopback only, and all its users there have one name.
-    """
+    """Write the grants of a new installation: everything to the operator, services to programs beside it."""
     transaction.connection.execute("DELETE FROM grants WHERE created_by = 'upgrade'")
     transaction.connection.execute("DELETE FROM pending_upgrades WHERE name = 'configured_users'")
     table = {"id": operator, "users": [operator], "verbs": ["*"], "nodes": ["*"], "targets": ["*"]}
-    new = Grant.parse({**table, "note": "written by init"})
-    places = {"nodes": ["*"], "targets": ["*"], "note": "written by init: browsers on this machine"}
-    browsers = Grant.parse({"id": LOOPBACK_USER, "users": [LOOPBACK_USER], "verbs": ["http"], **places})
-    grants.write(transaction, GrantChanges(added=(new, browsers)), by)
+    operators = Grant.parse({**table, "note": "written by init"})
+    grants.write(transaction, GrantChanges(added=(operators, _of_loopback("loopback"))), by)
+
+
+def _of_loopback(name: str) -> Grant:
+    table = {"id": name, "users": [LOOPBACK_USER], "verbs": ["http"], "nodes": ["*"], "targets": ["*"]}
+    return Grant.parse({**table, "note": _LOOPBACK_NOTE})
 
 
 def finish_upgrade(transaction: Transaction, users: tuple[str, ...], *, has_strangers: bool) -> None:
@@ -54,7 +55,9 @@ def _finish(transaction: Transaction, users: tuple[str, ...], *, has_strangers: 
     stored = {grant.id: grant for grant in grants.all_grants(transaction.connection)}
     named = {user for grant in stored.values() for user in grant.users}
     new: list[Grant] = []
-    for number, user in enumerate(sorted(set(users) - named), 1):
+    if LOOPBACK_USER in users and LOOPBACK_USER not in named:
+        new.append(_of_loopback("upgrade-loopback"))
+    for number, user in enumerate(sorted(set(users) - named - {LOOPBACK_USER}), 1):
         if not accounts.has_user(transaction.connection, user):
             accounts.add_user(transaction, user, UserKind.SCRIPT, "named in the configuration", "upgrade")
         new.append(_before_grants(f"upgrade-configured-{number}", user))

@@ -23,7 +23,10 @@ def settings_of(config: ServerConfig) -> StoreSettings:
         streams=StreamSettings(
             audit.keep_streams, keep_days={entry.entrance: entry.keep_days for entry in audit.streams}
         ),
-        named_users=(LOOPBACK_USER, *(peer.user for peer in unix.peer)) if unix else (LOOPBACK_USER,),
+        named_users=(
+            *((peer.user for peer in unix.peer) if unix is not None else ()),
+            *((LOOPBACK_USER,) if config.web.listen else ()),
+        ),
         has_strangers=config.tls.user_trust_file is not None,
     )
 

@@ -28,6 +28,7 @@ def test_a_grant_is_added_listed_and_removed(command: Command) -> None:
     rows = [line.split() for line in command("grant", "list").stdout.splitlines()]
     assert rows[1:] == [
         ["operator", "operator", "*", "*", "*"],
+        ["loopback", "loopback", "http", "*", "*"],
         ["kim-1", "kim", "connect,", "http", "*", "*"],
     ]
     listed = command.json("grant", "list", "--user", "kim")["grants"]
@@ -54,18 +55,18 @@ def test_a_grant_is_added_listed_and_removed(command: Command) -> None:
 )
 def test_grants_that_make_no_sense(command: Command, arguments: list[str], sentence: str) -> None:
     assert sentence in command("grant", "add", *arguments, code=2).stderr
-    assert len(command("grant", "list").stdout.splitlines()) == 2
+    assert len(command("grant", "list").stdout.splitlines()) == 3
 
 
 def test_a_file_is_shown_as_a_difference_and_applied_once(command: Command, tmp_path: Path) -> None:
     command("grant", "add", "--user", "kim", "--verb", "connect", *EVERYTHING)
     command("grant", "add", "--id", "old", "--user", "lee", "--verb", "connect", *EVERYTHING)
     text = command("grant", "list", "--toml").stdout
-    assert [grant["id"] for grant in tomllib.loads(text)["grant"]] == ["operator", "kim-1", "old"]
+    assert [grant["id"] for grant in tomllib.loads(text)["grant"]] == ["operator", "loopback", "kim-1", "old"]
     file = tmp_path / "grants.toml"
     file.write_text(text)
     same = command("grant", "apply", file, "--prune").stdout
-    assert same == "Nothing to change: 3 grants of the file unchanged.\n"
+    assert same == "Nothing to change: 4 grants of the file unchanged.\n"
 
     file.write_text(
         text.partition('[[grant]]\nid = "old"')[0].replace('["kim"]', '["kim", "robin"]')
@@ -77,18 +78,18 @@ def test_a_file_is_shown_as_a_difference_and_applied_once(command: Command, tmp_
         '    - users = ["kim"]',
         '    + users = ["kim", "robin"]',
         "- old: lee may connect on * to *",
-        "1 grant of the file unchanged.",
+        "2 grants of the file unchanged.",
     ]
     dry = command("grant", "apply", file, "--prune", "--dry-run").stdout
     assert dry.splitlines() == difference
     refused = command("grant", "apply", file, "--prune", code=2).stderr
     assert "Add --yes" in refused
-    assert len(command("grant", "list").stdout.splitlines()) == 4
+    assert len(command("grant", "list").stdout.splitlines()) == 5
     applied = command("grant", "apply", file, "--prune", "--yes").stdout
     assert applied.splitlines() == [*difference, "Applied."]
     assert command.json("grant", "apply", file, "--prune")["applied"] is False
     assert [line.split()[0] for line in command("grant", "list").stdout.splitlines()[1:]] == [
-        *("operator", "kim-1", "new")
+        *("operator", "loopback", "kim-1", "new")
     ]
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.support.fakes.opened_store import opened
 from tunnel_core.config.loader import load
 from tunnel_server.auth.grants import Grant, Verb
+from tunnel_server.auth.users import LOOPBACK_USER
 from tunnel_server.config import ServerConfig
 from tunnel_server.store.audit import AuditQuery
 from tunnel_server.store.database import open_database
@@ -60,15 +61,20 @@ async def test_every_user_of_the_store_gets_what_he_could_do_before_and_no_more(
 
 async def test_users_of_the_configuration_get_theirs_at_the_next_opening_once(tmp_path: Path) -> None:
     path = old_store(tmp_path, INIT, ("user", "kim", "by_hand"))
-    settings = StoreSettings(path, named_users=("kube-apiserver", "kim"))
+    settings = StoreSettings(path, named_users=("kube-apiserver", "kim", LOOPBACK_USER))
     async with opened(tmp_path, settings=settings) as store:
-        assert who(store) == {"upgrade-1": ("kim",), "upgrade-configured-1": ("kube-apiserver",)}
+        assert who(store) == {
+            "upgrade-1": ("kim",),
+            "upgrade-configured-1": ("kube-apiserver",),
+            "upgrade-loopback": ("loopback",),
+        }
+        assert store.access.rules.grants["upgrade-loopback"].verbs == {Verb.HTTP}
         assert store.access.rules.accounts.keys() == {"kim", "kube-apiserver"}
         kinds = [line["kind"] for line in await store.audit(AuditQuery())]
-        assert kinds == ["user_added", "grant_added"]
+        assert kinds == ["user_added", "grant_added", "grant_added"]
     later = StoreSettings(path, named_users=("another",), has_strangers=True)
     async with opened(tmp_path, settings=later) as store:
-        assert len(who(store)) == 2
+        assert len(who(store)) == 3
 
 
 async def test_unknown_users_of_another_issuer_keep_their_access(tmp_path: Path) -> None:
@@ -96,9 +102,10 @@ async def test_a_new_installation_gives_everything_to_the_operator_alone(
     with config.open("a") as file:
         file.write('\n[connect.unix]\npath = "c.sock"\n[[connect.unix.peer]]\nuid = 0\nuser = "peer"\n')
     settings = settings_of(load(config, ServerConfig))
-    assert settings.named_users == ("peer",)
+    assert settings.named_users == ("peer", "loopback")
     async with opened(tmp_path, settings=settings) as store:
-        assert list(store.access.rules.grants.values()) == [
+        assert who(store) == {"operator": ("operator",), "loopback": ("loopback",)}
+        assert list(store.access.rules.grants.values())[:1] == [
             Grant.parse(
                 {
                     "id": "operator",
