@@ -130,7 +130,8 @@ def test_certificates_issued_by_hand_are_known_revoked_and_audited(command: Comm
     assert "qanat-server user unrevoke operator" in command("user", "revoke", "operator", "--yes").stdout
     assert "which this server did not issue" in command("cert", "revoke", "AB:CD", "--force", "--yes").stdout
     audited = [line["kind"] for line in command.json("audit")["audit"]]  # type: ignore[attr-defined, index]
-    assert audited == ["issued", "issued", "issued", "revoked", "issued", "revoked", "revoked"]
+    of_init = ["issued", "issued", "grant_added", "grant_added"]
+    assert audited == [*of_init, "issued", "revoked", "issued", "revoked", "revoked"]
     assert "stolen" in command("audit", "--node", "edge1", "--kind", "revoked", "--since", "1h").stdout
     assert "No line of the audit" in command("audit", "--until", "1h").stdout
 
