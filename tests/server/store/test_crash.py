@@ -80,8 +80,8 @@ def test_a_file_that_may_not_grow_refuses_and_goes_on_when_it_may(tmp_path: Path
 
 _ON_A_SMALL_DISK = """
 set -e
-mount -t tmpfs -o size=1m,mode=700 tmpfs "$1"
-head -c 500000 /dev/zero > "$1/ballast"
+mount -t tmpfs -o size=2m,mode=700 tmpfs "$1"
+head -c 1500000 /dev/zero > "$1/ballast"
 shift
 exec "$@"
 """
