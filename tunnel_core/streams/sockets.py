@@ -114,6 +114,15 @@ class SocketStream(NowaitStream):
         except OSError as error:
             raise _translated(error) from error
 
+    def receive_into_nowait(self, view: memoryview) -> int | None:
+        """Like ``receive_nowait``, but write the bytes to the start of ``view``, and return their number."""
+        try:
+            return self.socket.recv_into(view)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _translated(error) from error
+
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` has an answer."""
         if self.socket.fileno() < 0:
