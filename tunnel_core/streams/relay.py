@@ -302,8 +302,10 @@ class _Relay:
         """Flush, and check ``source`` meanwhile, because without reads its reset would go unnoticed."""
         silence: Silence | None = None
         while sink.room <= 0:
-            with trio.move_on_after(CHECK_SECONDS):
+            with trio.move_on_after(CHECK_SECONDS) as timeout:
                 await sink.flush()
+            if not timeout.cancelled_caught:
+                return
             source.check()
             silence = silence or Silence(self._progress, self._half_closed_seconds)
             if silence.is_too_long() and is_peer_gone(source):
