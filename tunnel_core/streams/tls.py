@@ -32,7 +32,7 @@ from tunnel_core.streams.tls_input import TlsInput
 
 _DEFAULT_READ = 64 * 1024
 _SEND_PIECE = 256 * 1024  # bounds the ciphertext in memory beside the plain bytes of a large send
-_RECEIVE = 256 * 1024
+_MAX_READ = 256 * 1024
 _CLOSE_NOTIFY_SECONDS = 2.0
 _IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
@@ -240,8 +240,13 @@ class TlsStream(trio.abc.HalfCloseableStream):
 class _SharedMemory(threading.local):
     """Memory of each thread for the encrypted bytes of one read, which leave it at once."""
 
-    def __init__(self) -> None:
-        self.memory = memoryview(bytearray(_RECEIVE))
+    memory = memoryview(b"")
+
+    def of(self, size: int) -> memoryview:
+        """Return ``size`` bytes, which the next call may return again."""
+        if len(self.memory) < size:
+            self.memory = memoryview(bytearray(size))
+        return self.memory[:size]
 
 
 _shared = _SharedMemory()
@@ -303,8 +308,8 @@ class SocketTlsStream(TlsStream, NowaitStream):
         if self._input.has_more:
             self._input.put_more()
             return True
-        memory = _shared.memory
-        length = self._socket.receive_into_nowait(memory[: max(read_bytes, _DEFAULT_READ)])
+        memory = _shared.of(min(max(read_bytes, _DEFAULT_READ), _MAX_READ))
+        length = self._socket.receive_into_nowait(memory)
         if length is None:
             return False
         self._note_arrived(length)

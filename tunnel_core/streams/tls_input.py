@@ -118,14 +118,18 @@ class TlsInput:
         if not data:
             self.has_eof = True
         elif len(data) < limit or not self._tls.pending():
-            self._note_record()
+            records = self._records
+            records.empty_records = 0
+            records.whole_records -= 1
+            if records.whole_records <= 0:
+                self._note_empty()
         return data
 
     def _fill(self, view: memoryview, at: int) -> int:
         """Write the data of whole records to ``view`` from ``at`` on. Return where it ends."""
         if self.is_empty or self.has_eof:
             return at
-        start, size, read = at, len(view), self._tls.read
+        start, size, read, records = at, len(view), self._tls.read, self._records
         try:
             while at < size:
                 length: int = read(_RECORD, view[at:])  # type: ignore[assignment]  # with memory to write to
@@ -135,21 +139,15 @@ class TlsInput:
                 at += length
                 if at == size and self._tls.pending():
                     break
-                self._note_record()
-                if self.is_empty:
+                records.empty_records = 0
+                records.whole_records -= 1
+                if records.whole_records <= 0:
+                    self._note_empty()
                     break
         except ssl.SSLError as error:
             if at == start or isinstance(error, ssl.SSLWantReadError | ssl.SSLZeroReturnError):
                 self._note_error(error)
         return at
-
-    def _note_record(self) -> None:
-        """Note that a record with data was read to its end."""
-        records = self._records
-        records.empty_records = 0
-        records.whole_records -= 1
-        if records.whole_records <= 0:
-            self._note_empty()
 
     def _note_empty(self) -> None:
         self.is_empty, self._records.whole_records = True, 0
