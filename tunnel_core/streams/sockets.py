@@ -17,12 +17,13 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import trio
 
 from tunnel_core.limits import MIB
+from tunnel_core.streams import readiness
 from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
 from tunnel_core.wire.frames import Payload
 
@@ -47,6 +48,7 @@ _KEEPALIVE = [
     if hasattr(socket, name)
 ]
 _KEEPALIVE_IDLE = _KEEPALIVE[0][0]
+_NOTHING = memoryview(b"")
 
 
 def read_size(max_bytes: int | None) -> int:
@@ -96,7 +98,8 @@ class SocketStream(NowaitStream):
         self._sending = False
         self._receiving = False
         self._ended = False
-        self._unsent = memoryview(b"")  # of the last ``send_nowait``
+        self._is_watched = False
+        self._unsent = _NOTHING  # of the last ``send_nowait``
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream) -> SocketStream:
@@ -133,6 +136,21 @@ class SocketStream(NowaitStream):
             return data
         finally:
             self._receiving = False
+
+    def watch(self, function: Callable[[], None] | None) -> bool:
+        """Call ``function`` whenever ``receive_nowait`` may have an answer. None ends that.
+
+        Return False where the system has no epoll. The stream's close ends the watch too.
+        """
+        if self._is_watched:
+            self._is_watched = False
+            readiness.unwatch(self.socket.fileno())
+        if function is None or not readiness.IS_SUPPORTED:
+            return False
+        self._check_open()
+        readiness.watch(self.socket.fileno(), function)
+        self._is_watched = True
+        return True
 
     # Sending.
 
@@ -181,7 +199,7 @@ class SocketStream(NowaitStream):
                 if not self.send_nowait(data):
                     await self.flush()
             finally:
-                self._unsent = memoryview(b"")
+                self._unsent = _NOTHING
         finally:
             self._sending = False
 
@@ -293,6 +311,8 @@ class SocketStream(NowaitStream):
     def _close(self, linger: bytes) -> None:
         if self.socket.fileno() < 0:
             return
+        if self._is_watched:
+            self.watch(None)
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         trio.lowlevel.notify_closing(self.socket)
