@@ -20,18 +20,24 @@ IS_SUPPORTED = hasattr(select, "epoll")
 """Whether this system has epoll; clients also run on systems without it."""
 
 
-class _Readiness:
-    """The watched descriptors of one ``trio.run``."""
+class Readiness:
+    """The watched descriptors of one ``trio.run``. Made by :func:`readiness_of_this_run`."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._functions: dict[int, Callable[[], None]] = {}
 
     def watch(self, descriptor: int, function: Callable[[], None]) -> None:
+        """Call ``function`` while the descriptor is readable, also at its end and when it broke.
+
+        It may be called without cause, and must not block or raise. Call ``unwatch`` before the descriptor is
+        closed.
+        """
         self._epoll.register(descriptor, select.EPOLLIN)
         self._functions[descriptor] = function
 
     def unwatch(self, descriptor: int) -> None:
+        """Call the function of ``descriptor`` no more. Idempotent."""
         if self._functions.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
@@ -49,23 +55,15 @@ class _Readiness:
             self._epoll.close()
 
 
-_readiness: trio.lowlevel.RunVar[_Readiness] = trio.lowlevel.RunVar("qanat_readiness")
+_of_this_run: trio.lowlevel.RunVar[Readiness] = trio.lowlevel.RunVar("qanat_readiness")
 
 
-def watch(descriptor: int, function: Callable[[], None]) -> None:
-    """Call ``function`` while ``descriptor`` is readable, at its end, and when it broke; also without cause.
-
-    ``function`` must not block or raise. Call :func:`unwatch` before the descriptor is closed.
-    """
+def readiness_of_this_run() -> Readiness:
+    """Return the watched descriptors of the present ``trio.run``."""
     try:
-        readiness = _readiness.get()
+        return _of_this_run.get()
     except LookupError:
-        readiness = _Readiness()
-        _readiness.set(readiness)
+        readiness = Readiness()
+        _of_this_run.set(readiness)
         trio.lowlevel.spawn_system_task(readiness.run)
-    readiness.watch(descriptor, function)
-
-
-def unwatch(descriptor: int) -> None:
-    """Call the function of ``descriptor`` no more. Idempotent."""
-    _readiness.get().unwatch(descriptor)
+        return readiness

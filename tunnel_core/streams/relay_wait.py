@@ -12,7 +12,7 @@ from tunnel_core.streams.half_closed import CHECK_SECONDS
 class RelayWait:
     """One task's wait for its next act. Callbacks of streams call all methods except :meth:`wait`."""
 
-    __slots__ = ("_halves_ended", "_is_woken", "_task", "interrupt", "is_over", "was_reset")
+    __slots__ = ("_checks", "_halves_ended", "_is_woken", "_task", "interrupt", "is_over", "was_reset")
 
     def __init__(self) -> None:
         self.is_over = False
@@ -22,6 +22,7 @@ class RelayWait:
         self.interrupt: Callable[[], object] | None = None
         """Called at the end of the wait, if the task is busy."""
         self._halves_ended = 0
+        self._checks: _Checks | None = None  # has an entry for this wait
         self._is_woken = False
         self._task: trio.lowlevel.Task | None = None
 
@@ -53,13 +54,14 @@ class RelayWait:
         if self._halves_ended == 2:
             self.end()
         else:
-            _checks().add(self.end)
+            self._checks = _checks_of_this_run()
+            self._checks.add(self.end)
 
     def close(self) -> None:
         """Forget what was arranged. No callback may come afterwards."""
         self.interrupt = None
-        if self._halves_ended:
-            _checks().remove(self.end)
+        if self._checks is not None:
+            self._checks.remove(self.end)
 
     async def wait(self) -> None:
         """Wait for ``wake`` or ``end``, and return at once if one came before. Cancellation loses nothing."""
@@ -112,7 +114,7 @@ class _Checks:
 _of_this_run: trio.lowlevel.RunVar[_Checks] = trio.lowlevel.RunVar("qanat_relay_checks")
 
 
-def _checks() -> _Checks:
+def _checks_of_this_run() -> _Checks:
     try:
         return _of_this_run.get()
     except LookupError:

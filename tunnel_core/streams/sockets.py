@@ -23,8 +23,8 @@ from typing import NoReturn
 import trio
 
 from tunnel_core.limits import MIB
-from tunnel_core.streams import readiness
 from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
+from tunnel_core.streams.readiness import IS_SUPPORTED, Readiness, readiness_of_this_run
 from tunnel_core.wire.frames import Payload
 
 _RECEIVE = 64 * 1024
@@ -98,7 +98,8 @@ class SocketStream(NowaitStream):
         self._sending = False
         self._receiving = False
         self._ended = False
-        self._is_watched = False
+        self._readiness: Readiness | None = None  # while it is watched
+        self._needs_notice = False  # trio has waited for it
         self._unsent = _NOTHING  # of the last ``send_nowait``
 
     @classmethod
@@ -121,6 +122,7 @@ class SocketStream(NowaitStream):
         """Wait until ``receive_nowait`` has an answer."""
         if self.socket.fileno() < 0:
             self._raise_closed()
+        self._needs_notice = True
         await trio.lowlevel.wait_readable(self.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -132,6 +134,7 @@ class SocketStream(NowaitStream):
         try:
             await trio.lowlevel.checkpoint()
             while (data := self.receive_nowait(max_bytes)) is None:
+                self._needs_notice = True
                 await trio.lowlevel.wait_readable(self.socket)
             return data
         finally:
@@ -142,14 +145,14 @@ class SocketStream(NowaitStream):
 
         Return False where the system has no epoll. The stream's close ends the watch too.
         """
-        if self._is_watched:
-            self._is_watched = False
-            readiness.unwatch(self.socket.fileno())
-        if function is None or not readiness.IS_SUPPORTED:
+        if self._readiness is not None:
+            self._readiness.unwatch(self.socket.fileno())
+            self._readiness = None
+        if function is None or not IS_SUPPORTED:
             return False
         self._check_open()
-        readiness.watch(self.socket.fileno(), function)
-        self._is_watched = True
+        self._readiness = readiness_of_this_run()
+        self._readiness.watch(self.socket.fileno(), function)
         return True
 
     # Sending.
@@ -166,6 +169,7 @@ class SocketStream(NowaitStream):
     async def wait_writable(self) -> None:
         """Wait until ``try_send`` accepts bytes."""
         self._check_open()
+        self._needs_notice = True
         await trio.lowlevel.wait_writable(self.socket)
 
     @property
@@ -311,11 +315,12 @@ class SocketStream(NowaitStream):
     def _close(self, linger: bytes) -> None:
         if self.socket.fileno() < 0:
             return
-        if self._is_watched:
+        if self._readiness is not None:
             self.watch(None)
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        trio.lowlevel.notify_closing(self.socket)
+        if self._needs_notice:
+            trio.lowlevel.notify_closing(self.socket)
         self.socket.close()
 
     async def aclose(self) -> None:

@@ -12,7 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel_core.streams.readiness import unwatch, watch
+from tunnel_core.streams.readiness import readiness_of_this_run
+
+
+def watch(descriptor: int, function: Callable[[], None]) -> None:
+    readiness_of_this_run().watch(descriptor, function)
+
+
+def unwatch(descriptor: int) -> None:
+    readiness_of_this_run().unwatch(descriptor)
+
 
 wait_quiet = trio.testing.wait_all_tasks_blocked
 
