@@ -143,7 +143,8 @@ class SocketStream(NowaitStream):
     def watch(self, function: Callable[[], None] | None) -> bool:
         """Call ``function`` whenever ``receive_nowait`` may have an answer. None ends that.
 
-        Return False where the system has no epoll. The stream's close ends the watch too.
+        Return False where the system has no epoll or refuses it, for example without a descriptor left. The
+        stream's close ends the watch too.
         """
         if self._readiness is not None:
             self._readiness.unwatch(self.socket.fileno())
@@ -151,8 +152,12 @@ class SocketStream(NowaitStream):
         if function is None or not IS_SUPPORTED:
             return False
         self._check_open()
-        self._readiness = readiness_of_this_run()
-        self._readiness.watch(self.socket.fileno(), function)
+        try:
+            readiness = readiness_of_this_run()
+            readiness.watch(self.socket.fileno(), function)
+        except OSError:
+            return False
+        self._readiness = readiness
         return True
 
     # Sending.
