@@ -26,6 +26,7 @@ BEHIND_ONE_MODULE = {
         "tunnel_core.carrier.asyncio_bridge",
         "tunnel_core.carrier.grpc_call",
         "tunnel_core.carrier.grpc_client",
+        "tunnel_core.carrier.turn_loop",
     },
     "grpc": {"tunnel_core.carrier.grpc_runtime"},
     "google": {"tunnel_core.wire.pb.tunnel_pb2"},

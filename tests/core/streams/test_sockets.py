@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -162,6 +163,46 @@ async def test_a_close_wakes_waiting_tasks(make_pair: Callable[[], Pair], waitin
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             near.close_nowait()
+    far.close_nowait()
+
+
+async def test_a_watch_lasts_until_it_is_ended_or_the_socket_is_closed(make_pair: Callable[[], Pair]) -> None:
+    near, far = make_pair()
+    received: list[bytes | None] = []
+
+    def receive() -> None:
+        received.append(near.receive_nowait(100))
+
+    async def send(data: bytes) -> None:
+        await far.send_all(data)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert near.watch(receive)
+    await send(b"1")
+    await send(b"2")
+    assert not near.watch(None)
+    await send(b"3")
+    assert received == [b"1", b"2"]
+    assert near.watch(receive) and near.watch(receive)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert received == [b"1", b"2", b"3"]
+    near.close_nowait()
+    far.close_nowait()
+    with pytest.raises(trio.ClosedResourceError):
+        near.watch(receive)
+
+
+async def test_without_epoll_or_descriptors_a_socket_needs_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> NoReturn:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    near, far = unix_pair()
+    monkeypatch.setattr("tunnel_core.streams.sockets.readiness_of_this_run", refuse)
+    assert not near.watch(lambda: None)
+    monkeypatch.undo()
+    monkeypatch.setattr("tunnel_core.streams.sockets.IS_SUPPORTED", False)
+    assert not near.watch(lambda: None)
+    near.close_nowait()
     far.close_nowait()
 
 
