@@ -37,7 +37,9 @@ FIGURES = {
         Figure("echo_p50_vs_unbounded", "64-byte echo, median time, the same", 1.03, 1, _DOWN),
         Figure("stalled_kept", "share of a download's rate kept beside 100 stalled ones", 0.95, 0.99, _UP),
         Figure("stalled_echo_p99", "echo p99 beside 100 stalled streams / without them", 1.2, 1.05, _DOWN),
-        Figure("stalled_over_credit", "RSS of 100 stalled streams / their credit, worse side", 2, 1, _DOWN),
+        Figure(
+            "stalled_over_credit", "memory of 100 stalled streams / their credit, worse side", 2, 1, _DOWN
+        ),
         Figure("agent_rss_mib", "MiB of an idle agent", 60, 48, _DOWN),
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
         Figure(
