@@ -58,8 +58,8 @@ FIGURES = {
         Figure(
             "moves_in_10_starts", "moves in ten first downloads over a path that became slow", 1, 0, _DOWN
         ),
-        Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 100, 100, _DOWN),
-        Figure("idle_kb_per_hour_metered", "the same with the profile metered", 15, 15, _DOWN),
+        Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 70, 65, _DOWN),
+        Figure("idle_kb_per_hour_metered", "the same with the profile metered", 6, 5, _DOWN),
         Figure("cpu_us_echo1", "CPU of one echo, one at a time, us", 600, 450, _DOWN),
         Figure("cpu_us_echo64", "CPU of one echo, 64 at once, us", 70, 60, _DOWN),
         Figure("cpu_us_connection_tcp", "CPU of a new connection by `tcp`, us", 520, 400, _DOWN),
