@@ -83,11 +83,12 @@ class Listener:
         decline: Decline | None = None,
         *,
         gives_way: bool = True,
+        is_carrier: bool = False,
     ) -> None:
         """``decline`` answers a refused connection; without it such a connection is reset.
 
         ``gives_way`` is False if the handler authenticates each connection in its first step, so that no
-        connection that it serves ever gives way to another one.
+        connection that it serves ever gives way to another one. ``is_carrier``: connections carry sessions.
         """
         self.entrance = entrance
         self.addresses = [
@@ -96,7 +97,7 @@ class Listener:
         """The listen addresses, each ``host:port`` or the path of a unix socket. They stay after the end."""
         self._sockets = sockets
         for bound in sockets:
-            tune(bound)
+            tune(bound, is_carrier=is_carrier)
         self._admission = admission
         self._reporter = reporter
         self._decliner = Decliner(decline)
@@ -275,8 +276,9 @@ async def listen_tcp(
     decline: Decline | None = None,
     *,
     gives_way: bool = True,
+    is_carrier: bool = False,
 ) -> Listener:
-    """Return a listener on all ``addresses`` (``host:port``); ``gives_way`` as in :class:`Listener`.
+    """Return a listener on all ``addresses`` (``host:port``); the flags as in :class:`Listener`.
 
     Raises ``CannotListen``. No socket stays open then, nor after a cancellation.
     """
@@ -288,7 +290,9 @@ async def listen_tcp(
         for bound in sockets:
             bound.close()
         raise
-    return Listener(entrance, sockets, admission, reporter, decline, gives_way=gives_way)
+    return Listener(
+        entrance, sockets, admission, reporter, decline, gives_way=gives_way, is_carrier=is_carrier
+    )
 
 
 def listen_unix(

@@ -20,7 +20,7 @@ from tests.support.fakes.edge import open_edge, receive_all
 from tests.support.net.dialling import dial
 from tunnel_core.http import declining
 from tunnel_core.http.declining import decline_http, decline_tls
-from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.sockets import UNSENT_BYTES, SocketStream
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.listeners import addresses as binding
 from tunnel_server.listeners import admission as admission_module
@@ -437,7 +437,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
 
 
 async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, ...]] = []
 
     async def note(accepted: AcceptedConnection) -> None:
         assert isinstance(accepted.stream, SocketStream)
@@ -446,11 +446,31 @@ async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
             (socket.IPPROTO_TCP, socket.TCP_NODELAY),
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT),
         )
-        seen.append(tuple(sock.getsockopt(*option) for option in options))  # type: ignore[arg-type]
+        seen.append(tuple(sock.getsockopt(*option) for option in options))
 
     async with open_edge() as edge:
         stream = await edge.dial(await edge.listen("tcp", note))
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
-    assert seen == [(1, 1, 60)]
+    assert seen == [(1, 1, 60, UNSENT_BYTES)]
+
+
+async def test_the_kernel_queues_as_it_likes_for_connections_that_carry_sessions() -> None:
+    async with open_edge() as edge:
+        admission = Admission(9, 9, clock=trio.current_time)
+        listener = await listen_tcp("agents", ["127.0.0.1:0"], admission, edge.records, is_carrier=True)
+        seen: list[int] = []
+
+        async def note(accepted: AcceptedConnection) -> None:
+            assert isinstance(accepted.stream, SocketStream)
+            sock = accepted.stream.socket
+            seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+
+        await edge.nursery.start(listener.serve, note)
+        host, _, port = listener.addresses[0].rpartition(":")
+        async with await dial(host, int(port)) as stream:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+    assert seen == [0]
