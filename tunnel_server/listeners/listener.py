@@ -6,7 +6,7 @@
    source waits for its turn, unread, for up to 5 s. A refused connection gets an answer of its protocol, if
    that has one (``tunnel_core.http.declining``), else a reset.
 3. Without free descriptors ``accept`` fails at once, and the connection stays in the queue. The loop logs the
-   failure once a second, pauses, and continues when descriptors are free.
+   failure at most once a second, pauses, and continues when descriptors are free.
 4. ``stop_accepting`` ends the loops and leaves running connections open. ``serve`` returns after the last
    connection has ended. Cancelling ``serve`` aborts all connections.
 """
@@ -27,13 +27,14 @@ from tunnel_core.http.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, tune
+from tunnel_core.telemetry.line_limiter import LineLimiter
+from tunnel_core.telemetry.logs import log_event
 from tunnel_server.listeners.addresses import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
 from tunnel_server.listeners.admission import Admission, Ticket
 
 _ACCEPTS_AT_ONCE = 16
 """Connections accepted in a row. Each takes a tenth of a millisecond, and other tasks wait meanwhile."""
 _PAUSE_SECONDS = 0.1
-_LOG_SECONDS = 1.0
 TURN_SECONDS = 5.0
 """Time for which a connection waits for its turn: half of what clients wait for a handshake."""
 _ROOM_SECONDS = 0.1
@@ -104,8 +105,8 @@ class Listener:
         self._gives_way = gives_way
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
-        self._logged_at = -float("inf")
-        self._exhausted = False
+        self._lines = LineLimiter()
+        self._exhausted = self._recovery_is_news = False
         self._makes_room = False
 
     async def serve(
@@ -200,20 +201,23 @@ class Listener:
 
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True
-        now = trio.current_time()
-        if now >= self._logged_at + _LOG_SECONDS:
-            self._logged_at = now
-            _log.error(
-                "%s cannot accept connections: %s; raise the descriptor limit (ulimit -n, LimitNOFILE=)",
-                self.entrance,
-                error.strerror,
-                extra={"reason": Reason.NO_DESCRIPTORS.word, "entrance": self.entrance},
-            )
+        left_out = self._lines.note(Reason.NO_DESCRIPTORS, trio.current_time())
+        if left_out is not None:
+            self._recovery_is_news = True
+            cause = f"{self.entrance} cannot accept connections: {error.strerror}"
+            sentence = f"{cause}; raise the descriptor limit (ulimit -n, LimitNOFILE=)"
+            fields = {"reason": Reason.NO_DESCRIPTORS, "entrance": self.entrance}
+            log_event(_log, logging.ERROR, sentence, **fields, left_out=left_out or None)
         await trio.sleep(_PAUSE_SECONDS)
 
     def _note_recovery(self) -> None:
+        """Log that the listener accepts again, once for each line that said it does not."""
         self._exhausted = False
-        _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
+        if self._recovery_is_news:
+            self._recovery_is_news = False
+            log_event(
+                _log, logging.INFO, f"{self.entrance} accepts connections again", entrance=self.entrance
+            )
 
     async def _serve_one(
         self, stream: SocketStream, accepted: AcceptedConnection, handler: Handler, connections: trio.Nursery

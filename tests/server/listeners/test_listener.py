@@ -11,6 +11,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from tunnel_server.listeners import listener as listeners
 from tunnel_server.listeners import tls as handshake
 from tunnel_server.listeners.addresses import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.listeners.listener import AcceptedConnection, listen_tcp, listen_unix
+from tunnel_server.listeners.listener import AcceptedConnection, Listener, listen_tcp, listen_unix
 
 
 async def hold(accepted: AcceptedConnection) -> None:
@@ -417,6 +418,45 @@ async def test_a_listener_without_descriptors_logs_that_and_recovers(
         assert client.recv(10) == b"hello"
         assert "accepts connections again" in caplog.text
         client.close()
+
+
+class Flapping(socket.socket):
+    """A listening socket whose every second connection finds no descriptor free."""
+
+    refusals = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.refusals % 2 == 0:
+            self.refusals += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        accepted = super().accept()
+        self.refusals += 1
+        return accepted
+
+
+async def test_a_listener_that_has_descriptors_off_and_on_logs_both_at_most_once_a_second(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each pause takes 0.1 s, so eight of them are within a second."""
+    caplog.set_level("INFO", "qanat.listeners")
+    bound = Flapping()
+    bound.bind(("127.0.0.1", 0))
+    bound.listen()
+    bound.setblocking(False)
+    async with open_edge() as edge:
+        listener = Listener("tcp", [bound], Admission(9, 9, clock=trio.current_time), edge.records)
+        await edge.nursery.start(listener.serve, hold)
+        for _ in range(8):
+            with socket.create_connection(bound.getsockname()) as client:
+                client.setblocking(False)
+                await trio.lowlevel.wait_readable(client)
+                assert client.recv(10) == b"hello"
+        listener.stop_accepting()
+    lines = [record.getMessage() for record in caplog.records if record.name == "qanat.listeners"]
+    failures = [line for line in lines if "descriptor limit" in line]
+    recoveries = [line for line in lines if "accepts connections again" in line]
+    assert 1 <= len(failures) == len(recoveries) < 8
+    assert lines[-1] == "tcp accepts connections again"
 
 
 async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener() -> None:
