@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import trio
 
-from tunnel_core.limits import MIB
+from tunnel_core.limits import KIB, MIB
 from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
 from tunnel_core.streams.readiness import IS_SUPPORTED, Readiness, readiness_of_this_run
 from tunnel_core.wire.frames import Payload
@@ -49,6 +49,10 @@ _KEEPALIVE = [
 ]
 _KEEPALIVE_IDLE = _KEEPALIVE[0][0]
 _NOTHING = memoryview(b"")
+UNSENT_BYTES = 128 * KIB
+"""Bytes that the kernel accepts for a user or a target beyond those on their way. By default it accepts 4 MiB
+for a peer that reads nothing. The stream would count them as read, and grant its sender more credit."""
+_UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 def read_size(max_bytes: int | None) -> int:
@@ -63,10 +67,11 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
-def tune(sock: socket.socket, *, is_remote: bool = True) -> None:
+def tune(sock: socket.socket, *, is_remote: bool = True, is_carrier: bool = False) -> None:
     """Set the options of a socket or listener. On Linux accepted sockets inherit those of their listener.
 
-    ``is_remote``: the peer may be on another machine, and vanish with it.
+    ``is_remote``: the peer may be on another machine, and vanish with it. ``is_carrier``: the socket carries
+    sessions, which bound what the kernel holds by themselves.
     """
     if sock.family == socket.AF_UNIX:
         return
@@ -74,6 +79,8 @@ def tune(sock: socket.socket, *, is_remote: bool = True) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # The kernel closes the sockets of a killed process, by default with the FIN of a complete stream.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    if _UNSENT_OPTION is not None and not is_carrier:
+        sock.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, UNSENT_BYTES)
     if not is_remote:
         return
     # A peer that lost its power sends nothing, and its stream would stay for ever.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +18,12 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.sockets import UNSENT_BYTES, SocketStream
 
 ROOT = Path(__file__).parents[3]
 Pair = tuple[SocketStream, SocketStream]
+_SIOCOUTQNSD = 0x894B
+"""The ioctl of tcp(7)'s kind that returns the bytes which the kernel has not sent yet."""
 
 
 def unix_pair() -> Pair:
@@ -63,6 +68,42 @@ async def test_is_a_half_closeable_stream(make_pair: Callable[[], Pair]) -> None
         return ends
 
     await trio.testing.check_half_closeable_stream(pair, clogged)
+
+
+async def test_the_kernel_accepts_little_for_a_peer_that_reads_nothing() -> None:
+    """By default it accepted 4 MiB, which the stream counted as read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        sender = SocketStream(socket.create_connection(listener.getsockname()))
+        reader, _ = listener.accept()
+    accepted, piece = 0, bytes(64 * 1024)
+    with reader:
+        while sender.send_nowait(piece):
+            accepted += len(piece)
+            await trio.lowlevel.checkpoint()
+        assert len(piece) <= accepted <= 8 * len(piece)
+        unsent = struct.unpack("i", fcntl.ioctl(sender.socket, _SIOCOUTQNSD, bytes(4)))[0]
+        assert unsent <= UNSENT_BYTES + len(piece)
+        sender.abort()
+
+
+async def test_a_reader_that_goes_on_gets_all_that_the_kernel_had_refused() -> None:
+    near, far = tcp_pair()
+    content = os.urandom(3 * 1024 * 1024)
+    received = bytearray()
+
+    async def read() -> None:
+        async for piece in far:
+            received.extend(piece)
+
+    async with trio.open_nursery() as nursery:
+        assert not near.send_nowait(content)
+        nursery.start_soon(read)
+        await near.flush()
+        await near.send_eof()
+    assert received == content
+    near.close_nowait()
+    far.close_nowait()
 
 
 async def test_an_abort_is_a_reset_and_no_end() -> None:
