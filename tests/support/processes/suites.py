@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,4 +110,6 @@ def _end(running: Sequence[_Run]) -> None:
         one.process.terminate()
     for one in running:
         one.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)  # programs that it left
         one.show()

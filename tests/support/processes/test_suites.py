@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,19 +62,41 @@ def test_a_suite_may_lack_tests_only_if_options_choose_some(is_narrowed: bool, c
     assert run_all([ALONE, LAST], command, is_narrowed=is_narrowed) == code
 
 
-def test_an_interrupt_ends_the_suites_that_run() -> None:
+def test_an_interrupt_ends_the_suites_that_run_and_the_programs_that_they_leave() -> None:
     script = textwrap.dedent("""
         import sys
         from tests.support.processes.suites import Suite, run_all
-        waits = [sys.executable, "-c", "import signal; signal.pause()"]
-        run_all([Suite("slow")], lambda suite: waits, is_narrowed=False)
+        leaves = "import subprocess, signal; subprocess.Popen(['sleep', '60']); signal.pause()"
+        run_all([Suite("slow")], lambda suite: [sys.executable, "-c", leaves], is_narrowed=False)
     """)
     with subprocess.Popen(  # noqa: S603 - ours
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as runner:
         assert runner.stdout is not None
         assert runner.stdout.readline() == "=== slow: started\n"
+        suite = children(runner.pid)[0]
+        while not (left := children(suite)):
+            time.sleep(0.01)
         runner.send_signal(signal.SIGINT)
         shown, _ = runner.communicate(timeout=20)
         assert runner.returncode == -signal.SIGINT
         assert shown.startswith("\n=== slow\n")
+        with open_process(left[0]) as ended:
+            assert select.select([ended], [], [], 20)[0]
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def open_process(pid: int) -> Iterator[int]:
+    """Yield a descriptor that is readable once the process has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
