@@ -34,11 +34,12 @@ ARG COMPILE=1
 # needs Rust, so these modules stay Python.
 RUN set -eu; \
     packages='python3-venv ca-certificates'; \
-    [ "$(dpkg --print-architecture)" != armhf ] || packages="$packages gcc libc6-dev libffi-dev python3-dev"; \
-    compile=$COMPILE; \
-    [ "$(dpkg --print-architecture)" != armhf ] || compile=0; \
+    case "$COMPILE,$(dpkg --print-architecture)" in \
+        *,armhf) compile=0 packages="$packages gcc libc6-dev python3-dev libffi-dev" ;; \
+        1,*) compile=1 packages="$packages gcc libc6-dev python3-dev" ;; \
+        *) compile=0 ;; \
+    esac; \
     echo "$compile" >/compile; \
-    [ "$compile" != 1 ] || packages="$packages gcc libc6-dev python3-dev"; \
     apt-get update -qq; \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $packages >/dev/null
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=0

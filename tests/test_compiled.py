@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from compiling.backend import COMPILER
+from compiling.backend import get_requires_for_build_wheel
 from tests.test_fences import DECISIONS
 from tunnel_core.version import COMPILED, PURE, form
 
@@ -36,5 +36,12 @@ def test_only_modules_that_decide_are_compiled() -> None:
     assert not set(MODULES) - set(DECISIONS)
 
 
-def test_the_compiler_is_the_one_that_checks_the_types() -> None:
-    assert COMPILER in PROJECT["project"]["optional-dependencies"]["dev"]
+@pytest.mark.parametrize(("variable", "count"), [("1", 1), ("0", 0)])
+def test_the_compiler_is_the_one_that_checks_the_types(
+    monkeypatch: pytest.MonkeyPatch, variable: str, count: int
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setenv("QANAT_COMPILE", variable)
+    found = get_requires_for_build_wheel()
+    assert len(found) == count
+    assert set(found) < set(PROJECT["project"]["optional-dependencies"]["dev"])

@@ -32,6 +32,13 @@ GROUPS = {
 }
 NOWHERE = "127.0.0.1:1"
 GRANTS = '[[grant]]\nid = "boss"\nusers = ["kim"]\nverbs = ["admin"]\n'
+ODD = "\udcff"
+"""A byte that is not UTF-8, as an argument or a variable has it."""
+LOCALES: Sequence[Mapping[str, str]] = (
+    {},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+)
+"""Variables for the locale of the tests, and for one that knows ASCII alone."""
 AGENT_CONFIG = f"""
 bundle_file = "node.pem"
 proxy_password_file = "password"
@@ -238,3 +245,22 @@ def file_faults(program: str, folder: Path) -> Iterator[tuple[Command, Mapping[s
 def walk_all(walker: Walker, cases: Iterable[tuple[Command, Mapping[str, Any]]]) -> str:
     """Return what is wrong with the ends of these cases; empty if nothing is."""
     return "".join(walker.walk(command, **case) for command, case in cases)
+
+
+def walk_odd_names(folder: Path, commands: Sequence[Command], locale: Mapping[str, str]) -> str:
+    """Return what is wrong with the ends of these commands, in a folder and with words that are no text."""
+    place = folder / f"odd{ODD}"
+    place.mkdir()
+    walker = Walker(place, **locale)
+    walker.folder, walker.pristine = place / "none", place / "empty"
+    walker.pristine.mkdir()
+    wrong = []
+    for number, command in enumerate(commands):
+        wrong.append(walker.walk(command, cwd=str(place)))
+        plain = command.arguments(walker.folder, with_files=False)
+        odd = [*command.path, *(one + ODD for one in plain[len(command.path) :])]
+        options = [one for one in command.parameters if isinstance(one, click.Option) and not one.is_flag]
+        option = [options[number % len(options)].opts[0], f"x{ODD}"] if options else []
+        wrong.append(walker.walk(command, arguments=[*odd, *option]))
+    walker.close()
+    return "".join(wrong)

@@ -21,6 +21,7 @@ from tests.support.processes.processes import run
 EARLIER_COMMIT = "81b1ef9da4e4915fe26d203ccf628b9e719eb14c"
 """The commit whose programs must work with those of this tree. No other place names it."""
 
+_BUILT_WITH = ("pyproject.toml", "setup.py", "compiling", "README.md", "LICENSE")
 _BUILD_SECONDS = 300
 
 
@@ -96,7 +97,7 @@ def _extract(tree: Path) -> None:
         history.fetch(EARLIER_COMMIT)
     if not history.is_known(EARLIER_COMMIT):
         pytest.skip(f"{tools.SHALLOW}: needs its history, back to {EARLIER_COMMIT}: git fetch --unshallow")
-    history.extract(EARLIER_COMMIT, tree, *PACKAGES, "pyproject.toml", "README.md", "LICENSE")
+    history.extract(EARLIER_COMMIT, tree, *PACKAGES, *_BUILT_WITH)
 
 
 def _must(*argv: str) -> str:

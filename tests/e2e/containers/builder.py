@@ -5,19 +5,21 @@
    missing one buildah reuses the layers that it made before.
 3. Everything is below the cache folder, in a store of its own. The machine's other images are not touched.
 4. For another processor Debian's qemu-user-static runs what the build runs, through the kernel's binfmt_misc.
+5. Builds run beside the tests, with a lower priority. Those of this machine's kind follow each other, because
+   they share layers. Emulated ones run beside them.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import platform
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,10 @@ ARM64 = Machine("arm64", "linux/arm64", "aarch64")
 ARMV7 = Machine("armhf", "linux/arm/v7", "arm")
 
 
+_HERE, _EMULATED = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+_running = set[subprocess.Popen[str]]()
+
+
 def require() -> None:
     """Skips the test if images cannot be built and run here."""
     tools.require_root()
@@ -80,27 +86,71 @@ def _store() -> list[str]:
 def _run(command: Sequence[str], *, seconds: float) -> str:
     """Return the output. Fails the test with its last part."""
     niced = ["nice", *command]
-    done = subprocess.run(niced, capture_output=True, text=True, timeout=seconds, cwd=ROOT)  # noqa: S603 - our own
-    if done.returncode:
-        pytest.fail(
-            f"{' '.join(command)}: exit code {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
-        )
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(niced, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:  # noqa: S603 - our own
+        _running.add(process)
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        finally:
+            _running.remove(process)
+            process.kill()
+    if process.returncode:
+        text = (output + errors)[-4000:]
+        pytest.fail(f"{' '.join(command)}: exit code {process.returncode}:\n{text}")
+    return output
 
 
 def image(side: str, machine: Machine = AMD64) -> str:
-    """The name of the image of ``agent`` or ``server``, which is built if it is not there."""
+    """The name of the image of ``agent`` or ``server``, when it is built."""
+    return begin(side, machine).result()
+
+
+@functools.cache
+def begin(side: str, machine: Machine = AMD64) -> Future[str]:
+    """Begin to build an image if it is not there. The result is its name."""
     name = f"localhost/qanat-{side}:{machine.debian}-{_inputs(side)}"
-    if not _is_there(name):
-        build(side, machine, name)
-    return name
+
+    def build_missing() -> str:
+        if not _is_there(name):
+            build(side, machine, name)
+        return name
+
+    return (_HERE if machine.is_here else _EMULATED).submit(build_missing)
+
+
+@functools.cache
+def begin_anew(side: str) -> Future[str]:
+    """Begin to build the image again without the layers that are kept. The result is its content."""
+    return _HERE.submit(build_anew, side)
+
+
+def build_anew(side: str) -> str:
+    """Build the image without the layers that are kept, and return its content."""
+    name = f"localhost/qanat-{side}:again"
+    try:
+        build(side, AMD64, name, anew=True)
+        return content_of(name)
+    finally:
+        subprocess.run(podman("rmi", name), capture_output=True, timeout=60)  # noqa: S603 - our own command
+
+
+def known_content(side: str) -> Path:
+    """The file that keeps the content of an image of which two builds were the same."""
+    return tools.cache_folder() / f"same-content-{AMD64.debian}-{_inputs(side)}-{side}"
+
+
+def end() -> None:
+    """End the builds that still run, and begin no other one."""
+    for pool in (_HERE, _EMULATED):
+        pool.shutdown(wait=False, cancel_futures=True)
+    for process in list(_running):
+        process.terminate()
 
 
 def build(side: str, machine: Machine, name: str, *, anew: bool = False, target: str = "") -> None:
     """Build the image up to a ``target``; ``anew`` without the layers that are kept."""
     base = f"BASE={root(machine)}"
-    # The history is what kept layers are found by, but holds ids of containers too, which are chance.
-    layers = ["--no-cache", "--omit-history"] if anew else ["--layers"]
+    layers = ["--layers", "--no-cache"] if anew else ["--layers"]
     command = _buildah("bud", "--format=docker", "--isolation=chroot", f"--platform={machine.platform}")
     command += [f"--target={target}"] if target else []
     command += [] if machine.is_here else ["--build-arg=COMPILE=0"]
@@ -127,21 +177,17 @@ def image_beside(dockerfile: str, context: Path, *, stamp: bytes = b"") -> str:
     return name
 
 
-def save(name: str, place: Path, *, form: str = "docker-archive") -> None:
-    """The image, by default as one file, as it would be pushed: its configuration and every layer."""
-    _run(podman("save", f"--format={form}", f"--output={place}", name), seconds=120)
+def save(name: str, place: Path) -> None:
+    """The image as one file, as it would be pushed: its configuration and every layer."""
+    _run(podman("save", "--format=docker-archive", f"--output={place}", name), seconds=120)
 
 
-def digest_of(name: str) -> str:
-    """The digest of its manifest, which names the configuration and every layer; and its health check.
+def content_of(name: str) -> str:
+    """The digests of its layers, its configuration and its health check.
 
-    In OCI's format, which has no health check: into Docker's buildah writes the id of the container that it
-    worked in, which is chance.
+    Not the digest of the whole image: its history has ids of the containers that buildah worked in.
     """
-    with tempfile.TemporaryDirectory(prefix="qanat-digest-") as folder:
-        save(name, Path(folder), form="oci-dir")
-        (manifest,) = json.loads(Path(folder, "index.json").read_text())["manifests"]
-    return f"{manifest['digest']} {inspect(name, '{{json .HealthCheck}}')}"
+    return inspect(name, "{{json .RootFS.Layers}} {{json .Config}} {{json .HealthCheck}}")
 
 
 def size_of(name: str) -> int:

@@ -12,11 +12,31 @@ from tests.support.net.namespaces import Network
 from tests.support.processes.processes import Process
 from tests.support.processes.site import targets
 
+_BUILDS_ANEW = "test_two_builds_have_the_same_layers_and_configuration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests last that wait for the longest builds."""
+    order = ("test_layers.py", "test_arm.py")
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else -1)
+
 
 @pytest.fixture(scope="package", autouse=True)
-def _able() -> None:
+def _able(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Images can be built, and the builds that the chosen tests need have begun."""
     builder.require()
     builder.keep_small()
+    chosen = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    for side in ("server", "agent"):
+        builder.begin(side)
+    if any(item.path.name == "test_arm.py" for item in chosen):
+        builder.begin("agent", builder.ARMV7)
+    if any(item.originalname == _BUILDS_ANEW for item in chosen):
+        for side in ("agent", "server"):
+            if not builder.known_content(side).exists():
+                builder.begin_anew(side)
+    yield
+    builder.end()
 
 
 @pytest.fixture(scope="package")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,14 +17,19 @@ _SOURCE = Path(__file__).parent / "node-red"
 
 
 def installed() -> Path:
-    """Return the folder of Node-RED, of the version in ``node-red/package.json``. Installs it if needed."""
+    """Return the folder of Node-RED, of the version in ``node-red/package.json``. Installs it if needed.
+
+    Two suites that run at the same time install it once.
+    """
     tools.require("node", "npm")
     folder = tools.cache_folder() / "node-red"
     wanted = (_SOURCE / "package.json").read_bytes()
     stamp = folder / "installed.json"
-    if not stamp.exists() or stamp.read_bytes() != wanted:
-        _install(folder)
-        stamp.write_bytes(wanted)
+    with folder.with_suffix(".lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_bytes() != wanted:
+            _install(folder)
+            stamp.write_bytes(wanted)
     return folder
 
 

@@ -27,8 +27,11 @@ def fetch(commit: str) -> None:
 
 
 def extract(commit: str, folder: Path, *paths: str) -> None:
-    """Write ``paths`` of the commit below ``folder``."""
-    archive = _git("archive", commit, *paths)
+    """Write ``paths`` of the commit below ``folder``. A path without a slash may lack in the commit."""
+    listed = _git("ls-tree", "--name-only", commit)
+    assert listed.returncode == 0, listed.stderr
+    there = listed.stdout.decode().split("\n")
+    archive = _git("archive", commit, *(path for path in paths if "/" in path or path in there))
     assert archive.returncode == 0, archive.stderr
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
         # Python 3.11.2 of Debian 12 has no filters; this project made the archive.
