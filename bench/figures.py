@@ -37,7 +37,9 @@ FIGURES = {
         Figure("echo_p50_vs_unbounded", "64-byte echo, median time, the same", 1.03, 1, _DOWN),
         Figure("stalled_kept", "share of a download's rate kept beside 100 stalled ones", 0.95, 0.99, _UP),
         Figure("stalled_echo_p99", "echo p99 beside 100 stalled streams / without them", 1.2, 1.05, _DOWN),
-        Figure("stalled_over_credit", "RSS of 100 stalled streams / their credit, worse side", 2, 1, _DOWN),
+        Figure(
+            "stalled_over_credit", "memory of 100 stalled streams / their credit, worse side", 2, 1, _DOWN
+        ),
         Figure("agent_rss_mib", "MiB of an idle agent", 60, 48, _DOWN),
         Figure("stream_kib", "KiB of an idle stream, server and agent together", 48, 16, _DOWN),
         Figure(
@@ -56,8 +58,8 @@ FIGURES = {
         Figure(
             "moves_in_10_starts", "moves in ten first downloads over a path that became slow", 1, 0, _DOWN
         ),
-        Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 100, 100, _DOWN),
-        Figure("idle_kb_per_hour_metered", "the same with the profile metered", 15, 15, _DOWN),
+        Figure("idle_kb_per_hour", "KB an hour on the link of an idle agent", 70, 65, _DOWN),
+        Figure("idle_kb_per_hour_metered", "the same with the profile metered", 6, 5, _DOWN),
         Figure("cpu_us_echo1", "CPU of one echo, one at a time, us", 600, 450, _DOWN),
         Figure("cpu_us_echo64", "CPU of one echo, 64 at once, us", 70, 60, _DOWN),
         Figure("cpu_us_connection_tcp", "CPU of a new connection by `tcp`, us", 520, 400, _DOWN),

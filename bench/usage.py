@@ -16,6 +16,14 @@ def resident_bytes(pids: Sequence[int]) -> int:
     return sum(_status(pid, "VmRSS") for pid in pids)
 
 
+def private_bytes(pids: Sequence[int]) -> int:
+    """Return the resident memory of these processes without pages of files: what a growth is measured by.
+
+    The programs unmap code that they do not use, and map it again when they do.
+    """
+    return sum(_status(pid, "RssAnon") for pid in pids)
+
+
 def _status(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -49,12 +57,12 @@ def wait_quiet(pids: Sequence[int], seconds: float = 15.0) -> None:
 
 
 def settled_bytes(pids: Sequence[int], seconds: float = 5.0) -> int:
-    """Return `resident_bytes` once it changes by less than 256 KiB in half a second, or after `seconds`."""
+    """Return `private_bytes` once it changes by less than 256 KiB in half a second, or after `seconds`."""
     deadline = time.monotonic() + seconds
-    last = resident_bytes(pids)
+    last = private_bytes(pids)
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        now = resident_bytes(pids)
+        now = private_bytes(pids)
         if abs(now - last) < 256 * 1024:
             return now
         last = now

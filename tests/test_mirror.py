@@ -154,7 +154,6 @@ WITHOUT = {
     "tunnel_server.entrances.web.pages",
     "tunnel_server.entry",
     "tunnel_server.listeners.addresses",
-    "tunnel_server.listeners.tls",
     "tunnel_server.main",
     "tunnel_server.nodes.announced",
     "tunnel_server.nodes.metrics_snapshot",

@@ -30,7 +30,7 @@ from tunnel_core.mux.stream_state import StreamState
 from tunnel_core.reasons import Reason
 from tunnel_core.runtime.ending import ending_signals
 from tunnel_core.runtime.fd_limits import raise_descriptor_limit
-from tunnel_core.runtime.memory_return import find_trim, return_memory
+from tunnel_core.runtime.memory_return import find_returns, return_memory
 from tunnel_core.session.memory_pressure import relieve_pressure
 from tunnel_core.session.statistics import SessionStatistics
 from tunnel_core.telemetry.batched_logs import start_log_batching
@@ -155,7 +155,7 @@ class Agent:
         self._nursery.start_soon(self._stay_attached)
         self._nursery.start_soon(self.connector.route.run)
         self._nursery.start_soon(self._renewal.run)
-        self._nursery.start_soon(return_memory, find_trim())
+        self._nursery.start_soon(return_memory, find_returns())
         pool, limits = self.connector.pool, self.connector.limits
         self._nursery.start_soon(relieve_pressure, pool, self._mux_streams, limits)
         fields = {"node": self.state.node, "file": self._installation.file, "descriptors": descriptors.now}

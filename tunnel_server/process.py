@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from tunnel_core.runtime.ending import has_terminal
-from tunnel_core.runtime.memory_return import find_trim, return_memory
+from tunnel_core.runtime.memory_return import find_returns, return_memory
 from tunnel_core.telemetry.batched_logs import start_log_batching
 from tunnel_server.app import CannotStart, Server, open_server
 from tunnel_server.config import ServerConfig
@@ -33,7 +33,7 @@ async def run_server(config: ServerConfig, on_ready: Callable[[Addresses], None]
     failure: CannotStart | None = None
     drained = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(return_memory, find_trim())
+        nursery.start_soon(return_memory, find_returns())
         try:
             drained = await _serve(config, nursery, on_ready)
         except CannotStart as error:  # Raised after the nursery, which would wrap it in a group.

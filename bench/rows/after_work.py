@@ -9,7 +9,7 @@ from bench.load import connect_rate, download_rate, upload_rate
 from bench.plan import Plan
 from bench.rounds import Row
 from bench.systems.qanat import Product
-from bench.usage import MIB, resident_bytes, settled_bytes
+from bench.usage import MIB, private_bytes, settled_bytes
 from bench.world import World
 
 _SLOTS = 32
@@ -25,9 +25,9 @@ def measure(world: World) -> Iterator[Row]:
         ends = {"server": product.server_pids, "agent": product.agent_pids}
         before = {name: settled_bytes(pids) for name, pids in ends.items()}
         done = _work(product, plan)
-        worked = {name: resident_bytes(pids) for name, pids in ends.items()}
+        worked = {name: private_bytes(pids) for name, pids in ends.items()}
         time.sleep(plan.quiet_seconds)
-        after = {name: resident_bytes(pids) for name, pids in ends.items()}
+        after = {name: private_bytes(pids) for name, pids in ends.items()}
     for name in ends:
         sizes = {"start": before[name], "work": worked[name], "quiet": after[name]}
         samples = {moment: [size / MIB] for moment, size in sizes.items()}

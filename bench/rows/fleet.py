@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from bench.processes import BenchError, module
 from bench.rounds import Row
 from bench.systems import qanat
-from bench.usage import cpu_percent, resident_bytes, settled_bytes
+from bench.usage import cpu_percent, private_bytes, settled_bytes
 from bench.world import World
 from tunnel_core.identity import Role
 
@@ -33,7 +33,7 @@ def measure(world: World) -> Iterator[Row]:
         settled_bytes([server.pid])
         window = plan.fleet_seconds / _WINDOWS
         percents = [cpu_percent([server.pid], window) for _ in range(_WINDOWS)]
-        grown = (resident_bytes([server.pid]) - before) / (share * _PROCESSES) / 1024
+        grown = (private_bytes([server.pid]) - before) / (share * _PROCESSES) / 1024
     note = f"{share * _PROCESSES} agents with real TLS from {_PROCESSES} processes"
     yield Row("agents_kib", grown, "KiB", {"qanat": [grown]}, note=note)
     yield Row("agents_cpu_percent", statistics.fmean(percents), "% of a core", {"qanat": percents}, note=note)

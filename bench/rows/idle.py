@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from bench.load import MIB, idle_streams
 from bench.rounds import Row, Samples, against_ssh
 from bench.systems.system import System
-from bench.usage import settled_bytes
+from bench.usage import resident_bytes, settled_bytes
 from bench.world import World
+from tunnel_core.runtime.memory_return import START_SECONDS
 
 _WARM_STREAMS = 8
 """Streams before the measurement, because the first ones load code and fill caches."""
@@ -24,14 +26,16 @@ def measure(world: World) -> Iterator[Row]:
         results["ssh"] = [_measure_once(world.fresh_ssh(), plan.ssh_idle_streams)] * plan.memory_rounds
     agents = {name: [agent for agent, _ in pairs] for name, pairs in results.items()}
     streams = {name: [stream for _, stream in pairs] for name, pairs in results.items()}
-    yield from _rows("agent_rss_mib", "MiB", agents, "the whole RSS, code included")
+    yield from _rows("agent_rss_mib", "MiB", agents, "the whole RSS, with the code that an idle agent uses")
     yield from _rows("stream_kib", "KiB", streams, f"{plan.idle_streams} streams that echoed once")
 
 
 def _measure_once(starting: AbstractContextManager[System], count: int) -> tuple[float, float]:
     """Return the MiB of the new agent and the KiB of a stream."""
     with starting as system:
-        agent = settled_bytes(system.agent_pids)
+        time.sleep(START_SECONDS)
+        settled_bytes(system.agent_pids)
+        agent = resident_bytes(system.agent_pids)
         both = system.server_pids + system.agent_pids
         with idle_streams(system.to["echo"], _WARM_STREAMS):
             before = settled_bytes(both)

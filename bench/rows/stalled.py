@@ -70,7 +70,7 @@ def _memory(world: World) -> Row:
             for side, value in _growth_over_credit(world, read_first).items():
                 samples.setdefault(f"{name}, {side}", []).append(value)
     value = max(map(statistics.median, samples.values()))
-    return Row("stalled_over_credit", value, "bytes of RSS a byte of credit", samples)
+    return Row("stalled_over_credit", value, "bytes of memory a byte of credit", samples)
 
 
 def _growth_over_credit(world: World, read_first: int) -> dict[str, float]:

@@ -231,16 +231,6 @@ async def test_check_and_version_print_json(tmp_path: Path) -> None:
     assert "grpcio" in json.loads(version.stdout)
 
 
-async def test_a_running_agent_imports_nothing_heavy_that_it_does_not_need() -> None:
-    code = (
-        "import sys, tunnel_agent.commands.run\n"
-        "heavy = ('certs.x509', 'cryptography', 'google.protobuf', 'prometheus_client')\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    result = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
-    assert result.stdout == b"[]\n"
-
-
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [

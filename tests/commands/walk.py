@@ -31,6 +31,7 @@ GROUPS = {
     "qanat-server": tunnel_server.main.main,
 }
 NOWHERE = "127.0.0.1:1"
+GRANTS = '[[grant]]\nid = "boss"\nusers = ["kim"]\nverbs = ["admin"]\n'
 AGENT_CONFIG = f"""
 bundle_file = "node.pem"
 proxy_password_file = "password"
@@ -46,6 +47,7 @@ CLIENT_FILES = ("kim.pem",)
 AGENT_FILES = ("agent.toml", "node.pem", "password", "ca.pem", "token")
 SERVER_FILES = (
     *("server.toml", "server.key", "server.pem", "trust.pem", "store.db", "backup.tar", "bearer"),
+    "grants.toml",
     *("ca/root.pem", "ca/root-key.pem", "ca/issuing.pem", "ca/issuing-key.pem"),
 )
 FILES = {"qanat": CLIENT_FILES, "qanat-agent": AGENT_FILES, "qanat-server": SERVER_FILES}
@@ -61,6 +63,18 @@ SPECIAL = {
     ("backup",): ["{folder}/new.tar", "--config", "{folder}/server.toml"],
     ("restore",): ["{folder}/backup.tar", "--force", "--place", "{folder}"],
     ("token", "create"): ["--node", "edge1", "--config", "{folder}/server.toml"],
+    ("user", "passwd"): [
+        "operator",
+        "--password-file",
+        "{folder}/password",
+        "--config",
+        "{folder}/server.toml",
+    ],
+    ("grant", "add"): [*("--user", "kim", "--verb", "admin"), "--config", "{folder}/server.toml"],
+    ("grant", "remove"): ["operator", "--yes", "--config", "{folder}/server.toml"],
+    ("grant", "apply"): ["{folder}/grants.toml", "--prune", "--yes", "--config", "{folder}/server.toml"],
+    ("api-token", "create"): ["operator", "--name", "ci", "--config", "{folder}/server.toml"],
+    ("node", "label"): ["edge1", "site=hamburg", "--force", "--config", "{folder}/server.toml"],
 }
 """Arguments of commands that need others than their parameters show."""
 
@@ -148,8 +162,9 @@ class Walker:
         write_user_bundle(self.folder / "kim.pem", "kim", NOWHERE)
         shutil.copy(self.folder / "trust.pem", self.folder / "ca.pem")
         (self.folder / "agent.toml").write_text(AGENT_CONFIG)
+        (self.folder / "grants.toml").write_text(GRANTS)
         for name in ("password", "token", "bearer"):
-            (self.folder / name).write_text("secret\n")
+            (self.folder / name).write_text("a secret of one line\n")
         shutil.copytree(self.folder, self.pristine)
 
     def walk(self, command: Command, *, arguments: Sequence[str] = (), **case: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from tunnel_agent.app import run_agent
 from tunnel_agent.commands.options import bundle_option, config_option, installation_of
 from tunnel_agent.join import first_run
 from tunnel_agent.join.places import files_of
-from tunnel_agent.status.client import fetch_status
 from tunnel_core.cli.command_line import CommandError, ExitCode, printable
 from tunnel_core.config.loader import ConfigError
 from tunnel_core.config.types import Ops
@@ -59,6 +57,11 @@ def _running_agent(ops: Ops, error: OSError) -> str:
     """Return what to do about another agent at this port; empty if no agent has the port."""
     if error.errno != errno.EADDRINUSE:
         return ""
+    # Late imports, because a running agent needs neither: an HTTP client costs 1 MB.
+    import http.client
+
+    from tunnel_agent.status.client import fetch_status
+
     try:
         node = printable(str(fetch_status(ops)["node"]))
     except (OSError, http.client.HTTPException, ValueError, KeyError):

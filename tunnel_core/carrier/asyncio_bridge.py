@@ -2,14 +2,13 @@
 
 Theory of operation
 1. gRPC's public Python API needs a running asyncio loop; all other code is trio. So the bridge runs the loop
-   in *turns*. A turn is ``run_forever()`` with a selector that never blocks, records how long asyncio would
-   have slept, and stops the loop when no work is left.
+   in *turns*, which never sleep (``turn_loop.py``).
 2. Two kinds of task take a turn. The driver is a trio task parked on the selector's epoll descriptor, with
    asyncio's next timer as its deadline. Any trio task that queues work takes a turn too
    (:meth:`Bridge.turn`). Work queued without a turn would wait for unrelated traffic. So every entry to the
    loop is a method of :class:`Bridge` that takes or requests a turn. Callbacks of the loop may reschedule
    trio tasks, start them and set events, because a turn always runs inside a trio task.
-3. A turn is bounded in rounds and in time, so that a busy loop cannot starve trio. Remaining work continues
+3. A turn is bounded in time, so that a busy loop cannot starve trio. Remaining work continues
    in trio's next pass, after every other task had its step.
 4. A turn inside a turn does nothing, because the outer turn runs the new work before it ends.
 5. A turn never raises into the task that takes it, and defers KeyboardInterrupt (trio delivers it at the main
@@ -27,15 +26,14 @@ as asyncio's guest (a thread hop per wait).
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import math
-import selectors
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import trio
+
+from tunnel_core.carrier.turn_loop import TurnLoop
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,8 +41,6 @@ Ts = TypeVarTuple("Ts")
 # The longest time that a turn may keep trio waiting, besides the callback that is running. Far below the 30
 # ms by which a 10 ms timer may be late, and more than a burst of packets needs.
 _MAX_TURN_SECONDS = 0.004
-_MAX_TURN_ROUNDS = 64
-_POLL_ROUNDS = 8
 # How long tasks of the loop may take to end after the closing bridge cancelled them.
 _CLOSE_SECONDS = 5.0
 
@@ -118,10 +114,8 @@ class Bridge:
     """The entry from trio to the loop. Made by :func:`open_bridge`; used from its trio thread only."""
 
     def __init__(self) -> None:
-        self._selector = _TurnSelector()
-        self._loop = _Loop(self._selector)
+        self._loop = TurnLoop(self._note_timer)
         self._loop.set_exception_handler(self._note_loop_error)
-        self._selector.stop = self._loop.stop
         self._token = trio.lowlevel.current_trio_token()
         self._failures: list[BaseException] = []
         self._body = trio.CancelScope()
@@ -163,21 +157,22 @@ class Bridge:
     @trio.lowlevel.enable_ki_protection
     def turn(self) -> None:
         """Run the loop's pending work now. Never raises; does nothing inside a turn or after the end."""
+        self._turn()
+
+    def _turn(self, *, for_timers: bool = False) -> None:
         if self._in_turn:
             return
         self._in_turn = True
-        selector = self._selector
-        selector.rounds = 0
-        selector.end_at = time.monotonic() + _MAX_TURN_SECONDS
+        loop = self._loop
         try:
-            self._loop.run_forever()
+            loop.turn(_MAX_TURN_SECONDS, for_timers=for_timers)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt; other exceptions of a callback reach the loop's handler.
-            selector.idle_seconds = 0.0
+            self._turn_requested = True
             self._fail(error)
         self._in_turn = False
-        if selector.idle_seconds is not None:
-            self._arrange_next_turn(selector.idle_seconds)
+        if loop.has_work or self._turn_requested:
+            self.turn_soon()
 
     def turn_soon(self) -> None:
         """Request a turn in trio's next pass. All requests of this pass share one turn."""
@@ -189,11 +184,11 @@ class Bridge:
             self._parked_turner = None
             trio.lowlevel.reschedule(parked)
 
-    def _arrange_next_turn(self, idle_seconds: float) -> None:
-        if idle_seconds == 0:
-            self.turn_soon()
-            return
-        wake_at = trio.current_time() + idle_seconds
+    def _note_timer(self, when: float) -> None:
+        self._wake_in(when - self._loop.time())
+
+    def _wake_in(self, seconds: float) -> None:
+        wake_at = trio.current_time() + seconds
         # Only move the alarm earlier: an early alarm costs one empty turn, moving it back would cost each
         # turn.
         if wake_at < self._alarm.deadline:
@@ -205,13 +200,16 @@ class Bridge:
         with trio.CancelScope(shield=True):
             while not self._closing:
                 with trio.CancelScope() as self._alarm:
+                    self._turn(for_timers=True)
+                    if (seconds := self._loop.next_timer_seconds) is not None:
+                        self._wake_in(seconds)
                     await self._take_turns_on_events()
         self._note_driver_end()
 
     async def _take_turns_on_events(self) -> None:
         while not self._closing:
+            await trio.lowlevel.wait_readable(self._loop.descriptor)
             self.turn()
-            await trio.lowlevel.wait_readable(self._selector.fileno())
 
     @trio.lowlevel.enable_ki_protection
     async def _drive_requested_turns(self) -> None:
@@ -321,49 +319,6 @@ class _Call(Generic[T]):
         self._task.cancel()
         self._bridge.turn_soon()
         return trio.lowlevel.Abort.FAILED
-
-
-class _TurnSelector(selectors.EpollSelector):
-    """A selector that never blocks. It ends a turn that has no work left or has used up its bounds."""
-
-    stop: Callable[[], None]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.idle_seconds: float | None = None
-        """Seconds that asyncio would sleep now, until its next timer; 0: work is left; None: no timer."""
-        self.rounds = 0
-        self.end_at = 0.0
-        """Set both when a turn begins."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.rounds += 1
-        # With callbacks waiting (0) asyncio polls in passing, and most of these polls find no event.
-        ready = super().select(0) if timeout != 0 or self.rounds % _POLL_ROUNDS == 0 else []
-        if not ready and (timeout is None or timeout > 0):
-            self.idle_seconds = timeout
-            self.stop()
-        elif self.rounds >= _MAX_TURN_ROUNDS or time.monotonic() >= self.end_at:
-            self.idle_seconds = 0.0
-            self.stop()
-        return ready
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """A loop that ignores calls from threads after its end, because threads of libraries outlive it.
-
-    asyncio raises for such calls. gRPC has one completion queue for all loops of a process, so it would raise
-    the exception inside the next loop.
-    """
-
-    def call_soon_threadsafe(
-        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
-    ) -> asyncio.Handle:
-        if not self.is_closed():
-            return super().call_soon_threadsafe(callback, *args, context=context)
-        handle = asyncio.Handle(callback, args, self, context)
-        handle.cancel()
-        return handle
 
 
 def _never_abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:

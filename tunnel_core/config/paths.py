@@ -8,8 +8,6 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-import platformdirs
-
 _SYSTEM_CONFIG = Path("/etc/qanat")
 _SYSTEM_DATA = Path("/var/lib/qanat")
 _SYSTEM_AGENT = Path("/var/lib/qanat-agent")
@@ -90,12 +88,25 @@ def is_absent(path: Path) -> bool:
 
 def config_folder() -> Path:
     """Return the folder of configuration and bundles."""
-    return _SYSTEM_CONFIG if is_system() else platformdirs.user_config_path("qanat", appauthor=False)
+    return _SYSTEM_CONFIG if is_system() else _user_config_folder() / "qanat"
 
 
 def data_folder() -> Path:
     """Return the folder of keys and state."""
-    return _SYSTEM_DATA if is_system() else platformdirs.user_data_path("qanat", appauthor=False)
+    return _SYSTEM_DATA if is_system() else _user_data_folder() / "qanat"
+
+
+# Late imports, because platformdirs loads archives and their compression, and a service needs none of it.
+def _user_config_folder() -> Path:
+    import platformdirs
+
+    return platformdirs.user_config_path()
+
+
+def _user_data_folder() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path()
 
 
 def server_config_file() -> Path:
@@ -164,7 +175,7 @@ def completion_file(shell: str, program: str) -> Path:
         case "zsh":
             return _shared_folder() / "zsh/site-functions" / f"_{program}"
         case _:
-            config = Path("/etc") if is_system() else platformdirs.user_config_path()
+            config = Path("/etc") if is_system() else _user_config_folder()
             return config / "fish/completions" / f"{program}.fish"
 
 
@@ -174,7 +185,7 @@ def manual_file(program: str) -> Path:
 
 
 def _shared_folder() -> Path:
-    return Path("/usr/local/share") if is_system() else platformdirs.user_data_path()
+    return Path("/usr/local/share") if is_system() else _user_data_folder()
 
 
 def bundle_of_invoker() -> Path | None:

@@ -4,7 +4,8 @@ Theory of operation
 1. gRPC's own server handles all connections in one thread, and its limit on frames does not hold while the
    client does not read. So one connection can stop all others. An agent needs only one call on a connection,
    which is little code. ``frame_budget.py`` charges each frame before it is handled.
-2. ``receive`` takes the client's bytes, in pieces of any size, and returns the complete messages. ``send``
+2. ``receive`` takes the client's bytes, in pieces of any size, and returns the complete messages. Within a
+   large message ``space`` lends memory to the caller, who writes the next bytes there. ``send``
    takes one message; the next may follow when ``can_send``. ``take_output`` returns the bytes to write.
 3. Receive windows are large and are refilled as messages are taken, because the session has its own credit. A
    client that sends beyond its window is at fault.
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from tunnel_core.http2.frame_budget import FrameBudget
-from tunnel_core.http2.messages import PREFIX_BYTES, Http2Error, MessageAssembler
+from tunnel_core.http2.messages import MIN_SPACE, PREFIX_BYTES, Http2Error, MessageAssembler
 from tunnel_core.limits import KIB, MIB
 from tunnel_core.wire.frames import Payload
 
@@ -139,6 +140,22 @@ class Http2Call:
                     self._buffer = data[at:]
                     break
             at += taken
+        if self._unrefilled >= _REFILL_BYTES and not self.holds_window:
+            self._refill()
+        return messages
+
+    def space(self) -> memoryview | None:
+        """Return memory for the next bytes, or None if ``receive`` must take them.
+
+        Release it before ``filled``.
+        """
+        return self._assembler.space(self._data_left) if self._data_left >= MIN_SPACE else None
+
+    def filled(self, size: int) -> list[bytes]:
+        """Note that ``size`` bytes at the start of ``space`` arrived. Return messages as ``receive`` does."""
+        messages: list[bytes] = []
+        self._data_left -= size
+        self._assembler.filled(size, messages)
         if self._unrefilled >= _REFILL_BYTES and not self.holds_window:
             self._refill()
         return messages

@@ -26,6 +26,7 @@ from tunnel_core.http2.call import OK, RESOURCE_EXHAUSTED, Http2Call
 from tunnel_core.http2.frame_budget import FloodError
 from tunnel_core.http2.messages import Http2Error
 from tunnel_core.http2.read_sizes import USUAL_READ, next_read
+from tunnel_core.http2.receiving import receive_once
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import SocketTlsStream
@@ -192,27 +193,26 @@ class ServedCarrier(Carrier):
                 self._started = trio.Event()
                 await self._started.wait()
             read_at = trio.current_time()
-            data = None if is_drained else stream.receive_nowait(size)
-            if data is None:
+            length, messages = (None, []) if is_drained else receive_once(stream, self._call, size, read_at)
+            if length is None:
                 is_drained = False
                 await stream.wait_readable()
                 turn_started = trio.current_time()
                 continue
-            if not data:
+            if not length:
                 return "the agent closed the connection"
-            self._handle_data(data, read_at)
-            is_drained = len(data) < _LONE_BYTES
+            self._handle(messages)
+            is_drained = length < _LONE_BYTES
             now = trio.current_time()
-            size = next_read(size, len(data), now - read_at)
+            size = next_read(size, length, now - read_at)
             if now > turn_started + _TURN_SECONDS:
                 await trio.lowlevel.checkpoint()
                 turn_started = trio.current_time()
 
-    def _handle_data(self, data: bytes, now: float) -> None:
+    def _handle(self, messages: list[bytes]) -> None:
         call = self._call
         self._is_busy = True
         try:
-            messages = call.receive(data, now)
             if call.has_call and not self.has_owner:
                 self.has_owner = True
                 self._scope.deadline = math.inf

@@ -14,8 +14,6 @@ def next_read(size: int, length: int, seconds: float) -> int:
     """Return the next read size, after ``length`` of ``size`` bytes came and took ``seconds`` to handle."""
     if seconds > _SLOW_SECONDS and length < seconds * _SLOW_BYTES_PER_SECOND:
         return max(size // 4, _MIN_READ)
-    if length == size:
+    if length * 4 >= size * 3:  # never all, because TLS adds bytes, and the last record is cut
         return min(size * 4, _MAX_READ)
-    if length * 4 < size:
-        return max(size // 2, min(size, USUAL_READ))
     return size

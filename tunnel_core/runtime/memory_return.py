@@ -3,18 +3,23 @@
 malloc keeps the pages of freed packets, because the next packets of a transfer use them again. After a
 transfer these pages are of no use: a server kept 24 MiB of them, an agent 49. ``malloc_trim`` returns them in
 0.1 ms per MiB. Between two transfers of one spell of work it would only cause page faults, so it waits for a
-quiet moment. A process that never is quiet returns memory once a minute.
+quiet moment. A process that never is quiet returns memory once a minute. The start counts as work. Together
+with freed memory the process unmaps code that it needed only for the work (``code_pages.py``).
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import trio
 
+from tunnel_core.runtime.code_pages import find_unmap
+
+START_SECONDS = 2.0
+"""Time after which a program has started. An agent attaches in less than one second."""
 LOOK_SECONDS = 5.0
 """Time between two looks at the processor time of the process."""
 LONGEST_SECONDS = 60.0
@@ -57,12 +62,26 @@ def find_trim(library: object | None = None) -> Trim | None:
     return lambda: malloc_trim(0)
 
 
-async def return_memory(trim: Trim | None, cpu_seconds: Callable[[], float] = time.process_time) -> None:
-    """Call ``trim`` when it is due, until cancelled. None: return at once."""
-    if trim is None:
+def find_returns() -> tuple[Trim, ...]:
+    """Return the functions by which this system takes memory back."""
+    return tuple(filter(None, (find_trim(), find_unmap())))
+
+
+async def return_memory(
+    returns: Sequence[Trim], cpu_seconds: Callable[[], float] = time.process_time
+) -> None:
+    """Call ``returns`` after the start and whenever it is due, until cancelled. None: return at once."""
+    if not returns:
         return
+    await trio.sleep(START_SECONDS)
+    _call_all(returns)
     schedule = TrimSchedule(trio.current_time(), cpu_seconds())
     while True:
         await trio.sleep(LOOK_SECONDS)
         if schedule.is_due(trio.current_time(), cpu_seconds()):
-            trim()
+            _call_all(returns)
+
+
+def _call_all(returns: Sequence[Trim]) -> None:
+    for give_back in returns:
+        give_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import trio
 
@@ -32,6 +33,13 @@ class NowaitStream(trio.abc.HalfCloseableStream):
     @abstractmethod
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` may have an answer. Cancellation loses nothing."""
+
+    def watch(self, function: Callable[[], None] | None) -> bool:
+        """Call ``function`` whenever ``receive_nowait`` may have an answer. None ends that.
+
+        ``function`` must not block or raise. Return False, as here, if the stream needs ``wait_readable``.
+        """
+        return False
 
     @property
     @abstractmethod

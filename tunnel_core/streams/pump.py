@@ -1,9 +1,10 @@
-"""Move bytes from a tunnelled stream to a socket as they arrive, without a task.
+"""Move bytes between a tunnelled stream and a socket as they arrive, without a task.
 
 A task that only waits costs a pass of the scheduler and cold caches for each piece. Its memory stays in use
-as long as the stream is open. While the kernel accepts the bytes nothing has to wait. So the pump writes them
-from the session's own step. When the kernel accepts no more, the pump stops, because waiting needs a task;
-``relay`` starts one.
+as long as the stream is open. While the other side accepts the bytes nothing has to wait. So a ``Pump``
+writes them to the socket from the session's own step. A ``Feed`` writes the socket's bytes to the tunnelled
+stream when the socket is readable. When the other side accepts no more, they stop, because waiting needs a
+task; ``relay`` has one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import trio
 from tunnel_core.kept_errors import without_frames
 from tunnel_core.limits import MIB
 from tunnel_core.streams.nowait import NowaitStream
+from tunnel_core.streams.read_sizes import SMALLEST_READ
 from tunnel_core.streams.tunnel_stream import TunnelStream
 
 _MAX_READ = 1 * MIB
@@ -44,7 +46,6 @@ class Pump:
         self._sink = sink
         self._on_moved = on_moved
         self._on_stop = on_stop
-        self._waiter: trio.Event | None = None
 
     def start(self) -> None:
         """Move buffered bytes now, and later ones as they arrive."""
@@ -57,12 +58,6 @@ class Pump:
     async def flush(self) -> None:
         """Wait until the sink accepted all moved bytes. Raises as the sink's ``flush``."""
         await self._sink.flush()
-
-    async def wait_done(self) -> None:
-        """Wait for the end of the half; for ever if the pump stops before."""
-        if not self.is_done:
-            self._waiter = trio.Event()
-            await self._waiter.wait()
 
     def _on_data(self) -> None:
         try:
@@ -85,8 +80,85 @@ class Pump:
 
     def _finish(self) -> bool:
         self.is_done = True
-        if self._waiter is not None:
-            self._waiter.set()
         if self.on_done is not None:
             self.on_done()
         return self._sink.send_eof_nowait()
+
+
+class Feed:
+    """The other direction, from the socket ``source`` to ``sink``, as long as its reads are small.
+
+    A full read may be the start of bulk, for which a task that reads more at once is cheaper.
+
+    ``on_stop`` is called when a task must take over (``needs_task``): there is bulk, or the sink must be
+    flushed, or one side broke (``take_error``). ``on_done`` is called once, at the end of the half.
+    """
+
+    def __init__(
+        self,
+        source: NowaitStream,
+        sink: TunnelStream,
+        on_moved: Callable[[NowaitStream, int], None],
+        on_stop: Callable[[], None],
+        on_done: Callable[[], None],
+    ) -> None:
+        self.needs_task = False
+        self.is_done = False  # the half has ended, and the sink got its end
+        self.can_resume = True  # the source can be watched
+        self._source = source
+        self._sink = sink
+        self._on_moved = on_moved
+        self._on_stop = on_stop
+        self._on_done = on_done
+        self._error: Exception | None = None
+
+    def start(self) -> None:
+        """Move the bytes that are there, and later ones as they arrive.
+
+        The client's first bytes are often there, and travel with the open.
+        """
+        if self._move():
+            self.resume()
+
+    def resume(self) -> None:
+        """Move bytes again, after a task has moved some. Without a watch of the source the task stays."""
+        self.can_resume = self._source.watch(self._on_readable)
+        self.needs_task = not self.can_resume
+
+    def stop(self) -> None:
+        """Move no more bytes. Idempotent."""
+        self._source.watch(None)
+
+    def end(self) -> None:
+        """Note the end of the half, whose last bytes and end the sink has."""
+        self.is_done, self.needs_task = True, False
+        self._on_done()
+
+    def take_error(self) -> Exception | None:
+        """Return the error that broke a side, once."""
+        error, self._error = self._error, None
+        return error
+
+    def _on_readable(self) -> None:
+        if not self._move():
+            self.stop()
+
+    def _move(self) -> bool:
+        """Move one read. Return False if the source needs no watch any more."""
+        try:
+            data = self._source.receive_nowait(SMALLEST_READ)
+            if data is None:
+                return True
+            if data:
+                self._on_moved(self._source, len(data))
+                if self._sink.send_nowait(data) and len(data) < SMALLEST_READ:
+                    return True
+            else:
+                self._sink.send_eof_nowait()
+                self.end()
+                return False
+        except Exception as error:
+            self._error = without_frames(error)
+        self.needs_task = True
+        self._on_stop()
+        return False

@@ -10,8 +10,8 @@ and closes during the upload resets right behind its answer.
 Reads grow while they come back full, to 1 MiB for bulk, and shrink again for small messages, because the cost
 of the tunnel is per message.
 
-Each direction is a loop in a task. Between the tunnel and a socket one task is enough while the kernel
-accepts all bytes: a ``Pump`` then moves the bytes that arrive through the tunnel.
+Each direction is a loop in a task. Between the tunnel and a socket there is one task, which sleeps while the
+pieces are small and the other side accepts them: callbacks move them (``pump.py``). It wakes for bulk.
 """
 
 from __future__ import annotations
@@ -19,34 +19,30 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import trio
 
-from tunnel_core.limits import KIB, MIB
+from tunnel_core.limits import MIB
 from tunnel_core.reasons import Reason
+from tunnel_core.streams.aborting import abort
+from tunnel_core.streams.delivery import wait_delivered
 from tunnel_core.streams.half_closed import CHECK_SECONDS, Silence, is_peer_gone, wait_silent
 from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
-from tunnel_core.streams.pump import Pump
+from tunnel_core.streams.pump import Feed, Pump
+from tunnel_core.streams.read_sizes import SMALLEST_READ, next_read
+from tunnel_core.streams.relay_wait import RelayWait
 from tunnel_core.streams.tunnel_stream import StreamReset, TunnelStream
 
-_SMALLEST_READ = 16 * KIB
-_LARGEST_READ = 1 * MIB
+__all__ = ["RelayResult", "abort", "relay"]
+
 _BURST = 2 * MIB
 """Bytes that one direction may move before a checkpoint."""
 _CLOSE_SECONDS = 5.0
 """Time for which the target may stay open after it has received the rest of what a gone user sent."""
 _DELIVERY_STALL_SECONDS = 60.0
 """Time in which a target receives none of the rest that a gone user sent, before the relay ends."""
-_RESET_DELAY_SECONDS, _RESET_STALL_SECONDS = 5.0, 1.0
-"""How long a reset waits for data that the target sent before it: in total, and without progress."""
 _RESET_DRAIN_BYTES = 1 * MIB
-_RESET_POLL_SECONDS = 0.02
-
-
-@runtime_checkable
-class Abortable(Protocol):
-    def abort(self) -> None: ...
 
 
 class RelayResult(NamedTuple):
@@ -56,19 +52,6 @@ class RelayResult(NamedTuple):
     bytes_b_to_a: int
     reason: Reason
     detail: str = ""
-
-
-def abort(stream: trio.abc.AsyncResource, reason: Reason, detail: str = "") -> None:
-    """End ``stream`` so that its peer sees a reset, not an end. Never blocks.
-
-    A stream of another kind, without ``abort``, is left to its owner to close.
-    """
-    if isinstance(stream, TunnelStream):
-        stream.reset(reason, detail)
-    elif isinstance(stream, Abortable):
-        stream.abort()
-    elif isinstance(stream, trio.SSLStream):
-        abort(stream.transport_stream, reason, detail)
 
 
 async def relay(
@@ -107,9 +90,8 @@ class _Relay:
         self._break_reason = break_reason
         self._cancel_reason = cancel_reason
         self._half_closed_seconds = half_closed_seconds
-        self._scope = trio.CancelScope()  # of the tasks that relay now
+        self._cancel: Callable[[], object] = _do_nothing  # the tasks that relay now
         self._half_done = False
-        self._has_pump = False  # one task serves both ways, so it must not wait at the end of a half
         self._moved = {a: 0, b: 0}  # bytes by source
         self._reason: Reason | None = None
         self._detail = ""
@@ -140,53 +122,74 @@ class _Relay:
         tunnel, local = (self._a, self._b) if isinstance(self._a, TunnelStream) else (self._b, self._a)
         pump: Pump | None = None
         if isinstance(tunnel, TunnelStream) and isinstance(local, NowaitStream):
-            pump = await self._pump(tunnel, local)
-            if self._reason is not None or not (self._scope.cancelled_caught or pump.needs_task):
+            pump = await self._relay_by_callbacks(tunnel, local)
+            if pump is None:
                 return
-            self._scope = trio.CancelScope()
-        with self._scope:
+        with trio.CancelScope() as scope:
+            self._cancel = scope.cancel
             if isinstance(tunnel, TunnelStream):
-                tunnel.cancel_on_reset(self._scope)
+                tunnel.call_on_reset(scope.cancel)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._direction, tunnel, local, pump)
                 await (self._watch_half(local) if self._half_done else self._direction(local, tunnel))
-        self._note_reset()
+        if scope.cancelled_caught and isinstance(tunnel, TunnelStream):
+            self._note_reset(tunnel)
 
-    async def _pump(self, tunnel: TunnelStream, local: NowaitStream) -> Pump:
-        """Relay with one task until both halves have ended, the relay failed, or two tasks are needed."""
-        self._has_pump = True
-        with self._scope as scope:
-            # A reset ends the relay also while both directions wait for the other side.
-            tunnel.cancel_on_reset(scope)
-            pump = Pump(tunnel, local, self._note_moved, scope.cancel)
-            pump.on_done = self._note_pump_done
+    async def _relay_by_callbacks(self, tunnel: TunnelStream, local: NowaitStream) -> Pump | None:
+        """Relay with one task, which sleeps while the reads are small.
+
+        Return None when the relay is over, and the pump from the tunnel if two tasks are needed.
+        """
+        wait = RelayWait()
+        pump = Pump(tunnel, local, self._note_moved, wait.end)
+        pump.on_done = wait.half_ended
+        feed = Feed(local, tunnel, self._note_moved, wait.wake, wait.half_ended)
+        try:
+            tunnel.call_on_reset(wait.end_by_reset)
             pump.start()
-            try:
-                # At once, because the client's first bytes are often there and travel with the open.
-                await self._direction(local, tunnel)
-                if not pump.is_done:
-                    scope.deadline = trio.current_time() + CHECK_SECONDS
-                    await pump.wait_done()
-            finally:
-                pump.stop()
-                self._has_pump = False
-        self._note_reset()
+            feed.start()
+            while not wait.is_over and self._reason is None:
+                if feed.needs_task:
+                    await self._move_bulk(local, tunnel, feed, wait)
+                else:
+                    await wait.wait()
+        finally:
+            tunnel.call_on_reset(None)
+            pump.stop()
+            feed.stop()
+            wait.close()
+        self._half_done = feed.is_done
+        if wait.was_reset:
+            self._note_reset(tunnel)
         if self._reason is None and pump.error and not isinstance(pump.error, PeerStoppedReceiving):
             self._note(pump.error)
-        return pump
+        is_over = self._reason is not None or (feed.is_done and pump.is_done and not pump.needs_task)
+        return None if is_over else pump
 
-    def _note_pump_done(self) -> None:
-        """Start a second task soon, because a half that goes on beside an ended one needs a watch."""
-        self._scope.deadline = trio.current_time() + CHECK_SECONDS
+    async def _move_bulk(
+        self, local: NowaitStream, tunnel: TunnelStream, feed: Feed, wait: RelayWait
+    ) -> None:
+        """Move the bytes of ``local`` until its reads are small again, its half ends, or ``wait`` is over."""
+        is_ended = True
+        with trio.CancelScope() as scope:
+            self._cancel = wait.interrupt = scope.cancel
+            try:
+                if error := feed.take_error():
+                    raise error
+                await self._flush_watching(local, tunnel)
+                is_ended = await self._copy_direct(local, tunnel, leaves=feed.can_resume)
+            except PeerStoppedReceiving as stopped:
+                self._note_stopped(stopped)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+                self._note(broken)
+            finally:
+                wait.interrupt = error = None
+        if not scope.cancelled_caught and self._reason is None:
+            feed.end() if is_ended else feed.resume()
 
-    def _note_reset(self) -> None:
-        """Note the tunnel's reset, if a scope was cancelled without a reason."""
-        if not self._scope.cancelled_caught or self._reason is not None:
-            return
+    def _note_reset(self, tunnel: TunnelStream) -> None:
         try:
-            for side in (self._a, self._b):
-                if isinstance(side, TunnelStream):
-                    side.check()
+            tunnel.check()
         except StreamReset as error:
             self._note(error)
 
@@ -203,7 +206,7 @@ class _Relay:
                         await stopped.flush()
                     if stopped is None or not stopped.is_done:
                         if isinstance(source, NowaitStream) and isinstance(sink, NowaitStream):
-                            await self._copy_direct(source, sink)
+                            await self._copy_direct(source, sink, leaves=False)
                         else:
                             await self._copy(source, sink)
                 except PeerStoppedReceiving as error:
@@ -221,8 +224,7 @@ class _Relay:
             self._watch.cancel()
             return
         self._half_done = True
-        if not self._has_pump:
-            await self._watch_half(source)
+        await self._watch_half(source)
 
     async def _watch_half(self, ended: trio.abc.Stream) -> None:
         """Until the other half ends too, end the relay when ``ended`` stops receiving or its peer is gone.
@@ -247,7 +249,7 @@ class _Relay:
             self._note_stopped(error)  # its data is complete and will be delivered
         else:
             self._fail_silent("one half has ended")
-        self._scope.cancel()
+        self._cancel()
 
     async def _wait_received(self, side: trio.abc.Stream) -> None:
         """Wait until the peer of ``side`` acknowledged all bytes, or none for a minute."""
@@ -269,21 +271,27 @@ class _Relay:
             *(side.undelivered for side in sides if isinstance(side, NowaitStream)),
         ]
 
-    async def _copy_direct(self, source: NowaitStream, sink: NowaitStream) -> None:
-        size, burst, from_tunnel = _SMALLEST_READ, 0, isinstance(source, TunnelStream)
+    async def _copy_direct(self, source: NowaitStream, sink: NowaitStream, *, leaves: bool) -> bool:
+        """Move ``source`` to its end and return True.
+
+        With ``leaves`` it returns False when the reads have become small.
+        """
+        size, burst, from_tunnel = SMALLEST_READ, 0, isinstance(source, TunnelStream)
         tunnel = sink if isinstance(sink, TunnelStream) else None
         while True:
-            if size > _SMALLEST_READ:
-                size = max(min(size, sink.room), _SMALLEST_READ)
+            if size > SMALLEST_READ:
+                size = max(min(size, sink.room), SMALLEST_READ)
             data = source.receive_nowait(size)
             if data is None:
+                if leaves and size == SMALLEST_READ:
+                    return False
                 await source.wait_readable()
                 burst = 0
                 continue
             length = len(data)
             if not length:
                 await sink.finish()
-                return
+                return True
             self._note_moved(source, length)
             if not sink.send_nowait(data):
                 await (sink.flush() if tunnel is None else self._flush_watching(source, tunnel))
@@ -292,9 +300,11 @@ class _Relay:
                 burst = 0
                 await trio.lowlevel.checkpoint()
             full = length == size
-            size = _next_read(size, length)
+            size = next_read(size, length)
             if not full and not from_tunnel:
                 # A short read emptied the kernel's buffer, so another would only cost an EAGAIN.
+                if leaves and size == SMALLEST_READ:
+                    return False
                 await source.wait_readable()
                 burst = 0
 
@@ -302,20 +312,22 @@ class _Relay:
         """Flush, and check ``source`` meanwhile, because without reads its reset would go unnoticed."""
         silence: Silence | None = None
         while sink.room <= 0:
-            with trio.move_on_after(CHECK_SECONDS):
+            with trio.move_on_after(CHECK_SECONDS) as timeout:
                 await sink.flush()
+            if not timeout.cancelled_caught:
+                return
             source.check()
             silence = silence or Silence(self._progress, self._half_closed_seconds)
             if silence.is_too_long() and is_peer_gone(source):
                 self._fail_silent("the other side is gone")
-                self._scope.cancel()
+                self._cancel()
 
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        size = _SMALLEST_READ
+        size = SMALLEST_READ
         while data := await source.receive_some(size):
             self._note_moved(source, len(data))
             await sink.send_all(data)
-            size = _next_read(size, len(data))
+            size = next_read(size, len(data))
         if isinstance(sink, trio.abc.HalfCloseableStream):
             await sink.send_eof()
         else:
@@ -334,7 +346,7 @@ class _Relay:
         if self._reason is None:
             self._delivers_first = self._must_deliver_first(error)
         self._fail(*self._reason_and_detail(error))
-        self._scope.cancel()
+        self._cancel()
 
     def _must_deliver_first(self, error: Exception) -> bool:
         """Whether ``b`` broke by an act of its peer. Between two sockets the broken side is not known."""
@@ -349,19 +361,13 @@ class _Relay:
             return
         if isinstance(a, TunnelStream) and isinstance(b, NowaitStream):
             self._drain(b, a)
-        latest = trio.current_time() + _RESET_DELAY_SECONDS
-        left, deadline = a.undelivered, trio.current_time() + _RESET_STALL_SECONDS
-        while left and trio.current_time() < min(latest, deadline):
-            await trio.sleep(_RESET_POLL_SECONDS)  # there is no event for an acknowledgement
-            if a.undelivered < left:
-                deadline = trio.current_time() + _RESET_STALL_SECONDS
-            left = a.undelivered
+        await wait_delivered(a)
 
     def _drain(self, target: NowaitStream, tunnel: TunnelStream) -> None:
         """Move the bytes that the kernel received before the target's socket broke; they stay readable."""
         left = _RESET_DRAIN_BYTES
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while left > 0 and (data := target.receive_nowait(_SMALLEST_READ)):
+            while left > 0 and (data := target.receive_nowait(SMALLEST_READ)):
                 self._note_moved(target, len(data))
                 tunnel.send_nowait(data)
                 left -= len(data)
@@ -390,9 +396,5 @@ class _Relay:
         await trio.aclose_forcefully(side)
 
 
-def _next_read(size: int, length: int) -> int:
-    if length == size:
-        return min(size * 4, _LARGEST_READ)
-    if length * 4 < size:
-        return max(size // 2, _SMALLEST_READ)
-    return size
+def _do_nothing() -> None:
+    """Stand in for the cancellation of tasks, while there is none that waits."""

@@ -17,13 +17,14 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import trio
 
-from tunnel_core.limits import MIB
+from tunnel_core.limits import KIB, MIB
 from tunnel_core.streams.nowait import NowaitStream, PeerStoppedReceiving
+from tunnel_core.streams.readiness import IS_SUPPORTED, Readiness, readiness_of_this_run
 from tunnel_core.wire.frames import Payload
 
 _RECEIVE = 64 * 1024
@@ -47,6 +48,11 @@ _KEEPALIVE = [
     if hasattr(socket, name)
 ]
 _KEEPALIVE_IDLE = _KEEPALIVE[0][0]
+_NOTHING = memoryview(b"")
+UNSENT_BYTES = 128 * KIB
+"""Bytes that the kernel accepts for a user or a target beyond those on their way. By default it accepts 4 MiB
+for a peer that reads nothing. The stream would count them as read, and grant its sender more credit."""
+_UNSENT_OPTION = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 def read_size(max_bytes: int | None) -> int:
@@ -61,10 +67,11 @@ def read_size(max_bytes: int | None) -> int:
     return max_bytes
 
 
-def tune(sock: socket.socket, *, is_remote: bool = True) -> None:
+def tune(sock: socket.socket, *, is_remote: bool = True, is_carrier: bool = False) -> None:
     """Set the options of a socket or listener. On Linux accepted sockets inherit those of their listener.
 
-    ``is_remote``: the peer may be on another machine, and vanish with it.
+    ``is_remote``: the peer may be on another machine, and vanish with it. ``is_carrier``: the socket carries
+    sessions, which bound what the kernel holds by themselves.
     """
     if sock.family == socket.AF_UNIX:
         return
@@ -72,6 +79,8 @@ def tune(sock: socket.socket, *, is_remote: bool = True) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # The kernel closes the sockets of a killed process, by default with the FIN of a complete stream.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    if _UNSENT_OPTION is not None and not is_carrier:
+        sock.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, UNSENT_BYTES)
     if not is_remote:
         return
     # A peer that lost its power sends nothing, and its stream would stay for ever.
@@ -96,7 +105,9 @@ class SocketStream(NowaitStream):
         self._sending = False
         self._receiving = False
         self._ended = False
-        self._unsent = memoryview(b"")  # of the last ``send_nowait``
+        self._readiness: Readiness | None = None  # while it is watched
+        self._needs_notice = False  # trio has waited for it
+        self._unsent = _NOTHING  # of the last ``send_nowait``
 
     @classmethod
     def adopt(cls, stream: trio.SocketStream) -> SocketStream:
@@ -114,10 +125,20 @@ class SocketStream(NowaitStream):
         except OSError as error:
             raise _translated(error) from error
 
+    def receive_into_nowait(self, view: memoryview) -> int | None:
+        """Like ``receive_nowait``, but write the bytes to the start of ``view``, and return their number."""
+        try:
+            return self.socket.recv_into(view)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _translated(error) from error
+
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` has an answer."""
         if self.socket.fileno() < 0:
             self._raise_closed()
+        self._needs_notice = True
         await trio.lowlevel.wait_readable(self.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -129,10 +150,31 @@ class SocketStream(NowaitStream):
         try:
             await trio.lowlevel.checkpoint()
             while (data := self.receive_nowait(max_bytes)) is None:
+                self._needs_notice = True
                 await trio.lowlevel.wait_readable(self.socket)
             return data
         finally:
             self._receiving = False
+
+    def watch(self, function: Callable[[], None] | None) -> bool:
+        """Call ``function`` whenever ``receive_nowait`` may have an answer. None ends that.
+
+        Return False where the system has no epoll or refuses it, for example without a descriptor left. The
+        stream's close ends the watch too.
+        """
+        if self._readiness is not None:
+            self._readiness.unwatch(self.socket.fileno())
+            self._readiness = None
+        if function is None or not IS_SUPPORTED:
+            return False
+        self._check_open()
+        try:
+            readiness = readiness_of_this_run()
+            readiness.watch(self.socket.fileno(), function)
+        except OSError:
+            return False
+        self._readiness = readiness
+        return True
 
     # Sending.
 
@@ -148,6 +190,7 @@ class SocketStream(NowaitStream):
     async def wait_writable(self) -> None:
         """Wait until ``try_send`` accepts bytes."""
         self._check_open()
+        self._needs_notice = True
         await trio.lowlevel.wait_writable(self.socket)
 
     @property
@@ -181,7 +224,7 @@ class SocketStream(NowaitStream):
                 if not self.send_nowait(data):
                     await self.flush()
             finally:
-                self._unsent = memoryview(b"")
+                self._unsent = _NOTHING
         finally:
             self._sending = False
 
@@ -293,9 +336,12 @@ class SocketStream(NowaitStream):
     def _close(self, linger: bytes) -> None:
         if self.socket.fileno() < 0:
             return
+        if self._readiness is not None:
+            self.watch(None)
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        trio.lowlevel.notify_closing(self.socket)
+        if self._needs_notice:
+            trio.lowlevel.notify_closing(self.socket)
         self.socket.close()
 
     async def aclose(self) -> None:

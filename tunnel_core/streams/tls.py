@@ -20,18 +20,19 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 from typing import NoReturn
 
 import trio
 
 from tunnel_core.streams.nowait import NowaitStream
 from tunnel_core.streams.sockets import SocketStream, read_size
-from tunnel_core.streams.tls_errors import RecordFlood, reason_of
-from tunnel_core.streams.tls_records import MAX_ANSWER_BYTES, MAX_EMPTY_RECORDS, RecordMeter
+from tunnel_core.streams.tls_errors import reason_of
+from tunnel_core.streams.tls_input import TlsInput
 
-_RECORD = 16 * 1024
 _DEFAULT_READ = 64 * 1024
 _SEND_PIECE = 256 * 1024  # bounds the ciphertext in memory beside the plain bytes of a large send
+_MAX_READ = 256 * 1024
 _CLOSE_NOTIFY_SECONDS = 2.0
 _IGNORE_UNEXPECTED_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # absent before OpenSSL 3
 
@@ -56,14 +57,12 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self.has_ended = False
         """Whether the peer closed or reset the connection."""
         context.options &= ~_IGNORE_UNEXPECTED_EOF
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
-        self._records = RecordMeter()
+        incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(incoming, self._outgoing, server_side, server_hostname)
+        self._input = TlsInput(self._tls, incoming, self._outgoing)
         self._receiving, self._sending = False, False
-        self._decrypted = bytearray()  # decrypted by send_eof for a later receive_some
-        self._eof_received, self._eof_sent = False, False
+        self._eof_sent = False
         self._broken, self._closed = False, False
-        self._needs_input = True  # nothing can be decrypted until more arrives
 
     async def do_handshake(self, lock: contextlib.AbstractAsyncContextManager[object] | None = None) -> None:
         """Complete the handshake, without a deadline of its own.
@@ -113,87 +112,35 @@ class TlsStream(trio.abc.HalfCloseableStream):
         try:
             if self._closed:
                 self._raise_closed()
-            if self._decrypted or self._eof_received or not self._needs_input:
+            if self._input.is_empty:
+                await self._feed(limit)
+            else:
                 # The checkpoint precedes taking the bytes, so cancellation here loses none.
                 await trio.lowlevel.checkpoint()
-            else:
-                await self._feed(limit)
-            while not (data := self._take(limit)) and not self._eof_received:
+            while not (data := self._input.take(limit)) and not self._input.has_eof:
                 await self._feed(limit)
             return data
         finally:
             self._receiving = False
 
-    def _take(self, limit: int) -> bytes:
-        if self._decrypted:
-            data = bytes(self._decrypted[:limit])
-            del self._decrypted[:limit]
-            return data
-        pieces: list[bytes] = []
-        while limit > 0 and (piece := self._decrypt(min(limit, _RECORD), pieces)):
-            pieces.append(piece)
-            limit -= len(piece)
-            if not (self._incoming.pending or self._tls.pending()):
-                self._needs_input = True  # without the exception that one more read would cost
-                if self._outgoing.pending > MAX_ANSWER_BYTES:
-                    self._raise_flood()
-                break
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _decrypt(self, limit: int, earlier: list[bytes]) -> bytes:
-        """Return up to one record; empty: none now, or the end.
-
-        Errors wait until ``earlier`` is delivered.
-        """
-        if self._eof_received:
-            return b""
-        try:
-            data = self._tls.read(limit)
-        except ssl.SSLWantReadError:
-            self._needs_input = True
-            if self._records.empty_records > MAX_EMPTY_RECORDS or self._outgoing.pending > MAX_ANSWER_BYTES:
-                self._raise_flood()
-            return b""
-        except ssl.SSLZeroReturnError:
-            data = b""
-        except ssl.SSLError as error:
-            if earlier:
-                return b""
-            self._broken = True
-            raise trio.BrokenResourceError(f"TLS failed: {reason_of(error)}") from error
-        self._eof_received = not data
-        self._records.empty_records = 0
-        return data
-
-    def _raise_flood(self) -> NoReturn:
-        self._broken = True
-        raise RecordFlood("too many TLS records without data")
-
     async def _feed(self, limit: int) -> None:
-        if self._records.has_more:
+        if self._input.has_more:
             await trio.lowlevel.checkpoint()
-            self._feed_records()
+            self._input.put_more()
             return
         try:
             data = await self.transport.receive_some(limit)
         except trio.BrokenResourceError:
             self.has_ended = True
             raise
-        self._feed_nowait(data)
+        self._note_arrived(len(data))
+        self._input.put(data)
 
-    def _feed_nowait(self, data: bytes | bytearray) -> None:
-        self._needs_input = False
-        if data:
+    def _note_arrived(self, length: int) -> None:
+        if length:
             self.has_received = True
-            self._records.put(data)
-            self._incoming.write(self._records.take())
         else:
             self.has_ended = True
-            self._incoming.write_eof()
-
-    def _feed_records(self) -> None:
-        self._needs_input = False
-        self._incoming.write(self._records.take())
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._start_sending()
@@ -240,7 +187,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is sending on this TLS stream")
         if self._closed:
             self._raise_closed()
-        if self._broken:
+        if self._broken or self._input.is_broken:
             raise trio.BrokenResourceError("this TLS stream is broken")
 
     def _raise_closed(self) -> NoReturn:
@@ -259,8 +206,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
 
     def _write_close_notify(self) -> None:
         self._eof_sent = True
-        while data := self._decrypt(_RECORD, []):
-            self._decrypted += data
+        self._input.keep_all()
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()  # "want read" is the normal case: sent, and the peer's has yet to come
 
@@ -272,7 +218,8 @@ class TlsStream(trio.abc.HalfCloseableStream):
         if self._closed:
             return await trio.lowlevel.checkpoint()
         cancelled = trio.current_effective_deadline() == -float("inf")
-        graceful = not (cancelled or self._broken or self._sending or self._eof_sent)
+        broken = self._broken or self._input.is_broken
+        graceful = not (cancelled or broken or self._sending or self._eof_sent)
         self._closed = True
         gone = trio.BrokenResourceError, trio.ClosedResourceError
         try:
@@ -288,6 +235,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
         self._closed = True
         if isinstance(self.transport, SocketStream):
             self.transport.abort()
+
+
+class _SharedMemory(threading.local):
+    """Memory of each thread for the encrypted bytes of one read, which leave it at once."""
+
+    memory = memoryview(b"")
+
+    def of(self, size: int) -> memoryview:
+        """Return ``size`` bytes, which the next call may return again."""
+        if len(self.memory) < size:
+            self.memory = memoryview(bytearray(size))
+        return self.memory[:size]
+
+
+_shared = _SharedMemory()
 
 
 class SocketTlsStream(TlsStream, NowaitStream):
@@ -319,20 +281,44 @@ class SocketTlsStream(TlsStream, NowaitStream):
         if self._closed:
             self._raise_closed()
         while True:
-            if self._decrypted or self._eof_received or not self._needs_input:
-                data = self._take(max_bytes)
-                if data or self._eof_received:
+            if not self._input.is_empty:
+                data = self._input.take(max_bytes)
+                if data or self._input.has_eof:
                     return data
-            if self._records.has_more:
-                self._feed_records()
-            elif (encrypted := self._socket.receive_nowait(max(max_bytes, _DEFAULT_READ))) is None:
+            if not self._feed_nowait(max_bytes):
                 return None
-            else:
-                self._feed_nowait(encrypted)
+
+    def receive_into_nowait(self, view: memoryview, read_bytes: int) -> int | None:
+        """Like ``receive_nowait``, but write the bytes to the start of ``view``, and return their number.
+
+        At most about ``read_bytes`` are read from the socket.
+        """
+        if self._closed:
+            self._raise_closed()
+        while True:
+            if not self._input.is_empty:
+                length = self._input.take_into(view)
+                if length or self._input.has_eof:
+                    return length
+            if not self._feed_nowait(read_bytes):
+                return None
+
+    def _feed_nowait(self, read_bytes: int) -> bool:
+        """Feed bytes that arrived. Return False if there are none yet."""
+        if self._input.has_more:
+            self._input.put_more()
+            return True
+        memory = _shared.of(min(max(read_bytes, _DEFAULT_READ), _MAX_READ))
+        length = self._socket.receive_into_nowait(memory)
+        if length is None:
+            return False
+        self._note_arrived(length)
+        self._input.put_shared(memory[:length])
+        return True
 
     async def wait_readable(self) -> None:
         """Wait until ``receive_nowait`` may have an answer."""
-        if self._needs_input and not (self._decrypted or self._eof_received or self._records.has_more):
+        if self._input.is_empty and not self._input.has_more:
             await self._socket.wait_readable()
         else:
             await trio.lowlevel.checkpoint()
@@ -343,7 +329,7 @@ class SocketTlsStream(TlsStream, NowaitStream):
         return self._socket.room
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> bool:
-        if self._sending or self._closed or self._broken or self._eof_sent:
+        if self._sending or self._closed or self._broken or self._eof_sent or self._input.is_broken:
             self._check_can_send()
             self._raise_closed()
         return self._put_pieces(memoryview(data))

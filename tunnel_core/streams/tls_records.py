@@ -23,7 +23,7 @@ _HEAD_BYTES = 5
 class RecordMeter:
     """The received records of one connection, from its first byte."""
 
-    __slots__ = ("_arrived", "_head", "_record_left", "empty_records", "has_more")
+    __slots__ = ("_arrived", "_head", "_record_left", "empty_records", "has_more", "whole_records")
 
     def __init__(self) -> None:
         self.has_more = False
@@ -33,16 +33,22 @@ class RecordMeter:
         self._head = b""  # the start of a head
         self.empty_records = 0
         """Records in a row without data. The caller sets it to 0 when it reads data."""
+        self.whole_records = 0
+        """Complete records that ``take`` returned. The caller subtracts the records that it has read."""
 
-    def put(self, data: bytes | bytearray) -> None:
+    def put(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes that arrived. Do not call this while ``has_more``."""
         self._arrived = memoryview(data)
         self.has_more = True
 
+    def copy_rest(self) -> None:
+        """Copy the bytes that wait, because the caller will change the memory that ``put`` got."""
+        self._arrived = memoryview(bytes(self._arrived))
+
     def take(self) -> memoryview:
         """Return the next piece, of at most ``MAX_RECORDS`` records."""
         data, at, count = self._arrived, self._record_left, 0
-        size = len(data)
+        size, was_cut = len(data), at > 0
         while at < size and count < MAX_RECORDS:
             if at + _HEAD_BYTES <= size and not self._head:
                 at += _HEAD_BYTES + (data[at + 3] << 8 | data[at + 4])
@@ -60,6 +66,7 @@ class RecordMeter:
         self.empty_records += count
         end = min(at, size)
         self._record_left = at - end
+        self.whole_records += count + was_cut - (at > end)
         self._arrived = data[end:]
         self.has_more = end < size
         return data[:end]

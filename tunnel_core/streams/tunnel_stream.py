@@ -58,7 +58,7 @@ class TunnelStream(NowaitStream):
         self._sender: trio.lowlevel.Task | None = None
         self._dialling: trio.CancelScope | None = None  # of a task in ``wait_opened``
         self._peer_gone_scope: trio.CancelScope | None = None
-        self._reset_scope: trio.CancelScope | None = None
+        self._on_reset: Callable[[], object] | None = None
         self._reader: Callable[[], None] | None = None
         self.opened_at = trio.current_time()
         mux.on_readable = self._on_readable
@@ -119,11 +119,14 @@ class TunnelStream(NowaitStream):
         if self._mux.recv_reset:
             self._raise_broken()
 
-    def cancel_on_reset(self, scope: trio.CancelScope) -> None:
-        """Cancel ``scope`` when the peer resets its half, even while no task reads."""
-        self._reset_scope = scope
-        if self._mux.recv_reset:
-            scope.cancel()
+    def call_on_reset(self, function: Callable[[], object] | None) -> None:
+        """Call ``function`` when the peer resets its half, even while no task reads. None ends that.
+
+        ``function`` must not block or raise. It may be called more than once.
+        """
+        self._on_reset = function
+        if function is not None and self._mux.recv_reset:
+            function()
 
     @contextmanager
     def cancel_on_peer_gone(self, scope: trio.CancelScope) -> Iterator[None]:
@@ -384,8 +387,8 @@ class TunnelStream(NowaitStream):
             task, self._sender = self._sender, None
             mux.awaits_room = False
             trio.lowlevel.reschedule(task)
-        if self._reset_scope is not None and mux.recv_reset:
-            self._reset_scope.cancel()
+        if self._on_reset is not None and mux.recv_reset:
+            self._on_reset()
         if self._peer_gone_scope is not None and (mux.send_reset or mux.recv_reset):
             self._peer_gone_scope.cancel()
         if self._dialling is not None and (mux.opened or mux.recv_reset):

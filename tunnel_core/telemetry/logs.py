@@ -25,6 +25,8 @@ from tunnel_core.telemetry.line_limiter import LineLimiter
 from tunnel_core.telemetry.queued_output import QueuedOutput
 
 _FIELDS = "fields"
+_OF_EVERY_LINE = frozenset(("time", "level", "logger", "message"))
+_quoted = json.encoder.encode_basestring_ascii
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@\[\]{}%+,*-]+")
 _MOST_CHARACTERS = 300
 """Characters of a text of the other end in a line about a refusal. The longest valid name has 259."""
@@ -111,14 +113,27 @@ class _JsonLines(JsonFormatter):
         return _with_fields(line, fields)
 
     def format_event(self, event: Event) -> str:
-        """Return the text that ``format`` returns for the event's record."""
-        line = {
-            "time": datetime.fromtimestamp(event.logged_at, UTC).isoformat(),
-            "level": logging.getLevelName(event.level).lower(),
-            "logger": event.logger.name,
-            "message": event.sentence,
-        }
-        return self._encoder.encode(_with_fields(line, event.plain_fields()))
+        """Return the text that ``format`` returns for the event's record.
+
+        Without a dictionary of the line and an encoder for it, which take a third longer. Keys are names of
+        arguments, so they need no escapes.
+        """
+        when = datetime.fromtimestamp(event.logged_at, UTC).isoformat()
+        level = logging.getLevelName(event.level).lower()
+        texts = [
+            f'{{"time": "{when}", "level": "{level}", "logger": {_quoted(event.logger.name)}',
+            f'"message": {_quoted(event.sentence)}',
+        ]
+        for key, value in event.fields.items():
+            if value is None or value == "" or key in _OF_EVERY_LINE:
+                continue
+            if type(value) is str:
+                texts.append(f'"{key}": {_quoted(value)}')
+            elif type(value) is int:
+                texts.append(f'"{key}": {value}')
+            else:
+                texts.append(f'"{key}": {self._encoder.encode(_plain(value))}')
+        return ", ".join(texts) + "}"
 
 
 def _with_fields(line: dict[str, Any], fields: Mapping[str, object]) -> dict[str, Any]:

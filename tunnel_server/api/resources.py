@@ -7,7 +7,6 @@ import platform
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tunnel_core.http.router import GET, Route, RoutedRequest, Section
@@ -302,6 +301,8 @@ def _versions() -> Json:
 
 @functools.cache  # each look-up reads files, and leaves reference cycles of Python's own
 def _installed(distribution: str) -> str:
+    from importlib import metadata  # late, because it costs 1 MB and few servers are asked
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

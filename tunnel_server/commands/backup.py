@@ -192,6 +192,9 @@ def _as_text(restored: Restored) -> str:
     if restored.newer:
         lines += ["", "REVOCATIONS NEWER THAN THE BACKUP, which have no effect until you repeat them:"]
         lines += _lost(restored.newer)
+    if restored.lost:
+        lines += ["", "USERS, GRANTS OR TOKENS THAT THE BACKUP ALLOWS AGAIN, until you repeat:"]
+        lines += [f"  {command}" for command in restored.lost]
     config = shlex.quote(manifest.config_file)
     return "\n".join([*lines, "", "Next:", f"  qanat-server run --config {config}"])
 
@@ -205,4 +208,5 @@ def _as_json(restored: Restored) -> dict[str, object]:
         "kept": str(restored.kept) if restored.kept else None,
         "revoked_tokens": restored.revoked_tokens,
         "lost_revocations": restored.newer,
+        "lost_restrictions": restored.lost,
     }

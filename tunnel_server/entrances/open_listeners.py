@@ -75,7 +75,13 @@ class OpenListeners:
             admission, decline = self._admission(entrance), _DECLINES.get(entrance)
             gives_way = entrance != TCP  # its handler authenticates by the address, in its first step
             listener = await listen_tcp(
-                entrance, addresses, admission, self._reporter, decline, gives_way=gives_way
+                entrance,
+                addresses,
+                admission,
+                self._reporter,
+                decline,
+                gives_way=gives_way,
+                is_carrier=entrance == AGENTS,
             )
             await self._serve(listener, handler)
 

@@ -6,7 +6,7 @@
    source waits for its turn, unread, for up to 5 s. A refused connection gets an answer of its protocol, if
    that has one (``tunnel_core.http.declining``), else a reset.
 3. Without free descriptors ``accept`` fails at once, and the connection stays in the queue. The loop logs the
-   failure once a second, pauses, and continues when descriptors are free.
+   failure at most once a second, pauses, and continues when descriptors are free.
 4. ``stop_accepting`` ends the loops and leaves running connections open. ``serve`` returns after the last
    connection has ended. Cancelling ``serve`` aborts all connections.
 """
@@ -27,13 +27,14 @@ from tunnel_core.http.declining import Decline, Decliner
 from tunnel_core.names import join_host_port
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.sockets import SocketStream, tune
+from tunnel_core.telemetry.line_limiter import LineLimiter
+from tunnel_core.telemetry.logs import log_event
 from tunnel_server.listeners.addresses import UnixAddress, address_of, bind_tcp, bind_unix, unlink_own
 from tunnel_server.listeners.admission import Admission, Ticket
 
 _ACCEPTS_AT_ONCE = 16
 """Connections accepted in a row. Each takes a tenth of a millisecond, and other tasks wait meanwhile."""
 _PAUSE_SECONDS = 0.1
-_LOG_SECONDS = 1.0
 TURN_SECONDS = 5.0
 """Time for which a connection waits for its turn: half of what clients wait for a handshake."""
 _ROOM_SECONDS = 0.1
@@ -83,11 +84,12 @@ class Listener:
         decline: Decline | None = None,
         *,
         gives_way: bool = True,
+        is_carrier: bool = False,
     ) -> None:
         """``decline`` answers a refused connection; without it such a connection is reset.
 
         ``gives_way`` is False if the handler authenticates each connection in its first step, so that no
-        connection that it serves ever gives way to another one.
+        connection that it serves ever gives way to another one. ``is_carrier``: connections carry sessions.
         """
         self.entrance = entrance
         self.addresses = [
@@ -96,15 +98,15 @@ class Listener:
         """The listen addresses, each ``host:port`` or the path of a unix socket. They stay after the end."""
         self._sockets = sockets
         for bound in sockets:
-            tune(bound)
+            tune(bound, is_carrier=is_carrier)
         self._admission = admission
         self._reporter = reporter
         self._decliner = Decliner(decline)
         self._gives_way = gives_way
         self._accepting = trio.CancelScope()
         self._unlink: Callable[[], None] = lambda: None
-        self._logged_at = -float("inf")
-        self._exhausted = False
+        self._lines = LineLimiter()
+        self._exhausted = self._recovery_is_news = False
         self._makes_room = False
 
     async def serve(
@@ -199,20 +201,23 @@ class Listener:
 
     async def _pause(self, error: OSError) -> None:
         self._exhausted = True
-        now = trio.current_time()
-        if now >= self._logged_at + _LOG_SECONDS:
-            self._logged_at = now
-            _log.error(
-                "%s cannot accept connections: %s; raise the descriptor limit (ulimit -n, LimitNOFILE=)",
-                self.entrance,
-                error.strerror,
-                extra={"reason": Reason.NO_DESCRIPTORS.word, "entrance": self.entrance},
-            )
+        left_out = self._lines.note(Reason.NO_DESCRIPTORS, trio.current_time())
+        if left_out is not None:
+            self._recovery_is_news = True
+            cause = f"{self.entrance} cannot accept connections: {error.strerror}"
+            sentence = f"{cause}; raise the descriptor limit (ulimit -n, LimitNOFILE=)"
+            fields = {"reason": Reason.NO_DESCRIPTORS, "entrance": self.entrance}
+            log_event(_log, logging.ERROR, sentence, **fields, left_out=left_out or None)
         await trio.sleep(_PAUSE_SECONDS)
 
     def _note_recovery(self) -> None:
+        """Log that the listener accepts again, once for each line that said it does not."""
         self._exhausted = False
-        _log.info("%s accepts connections again", self.entrance, extra={"entrance": self.entrance})
+        if self._recovery_is_news:
+            self._recovery_is_news = False
+            log_event(
+                _log, logging.INFO, f"{self.entrance} accepts connections again", entrance=self.entrance
+            )
 
     async def _serve_one(
         self, stream: SocketStream, accepted: AcceptedConnection, handler: Handler, connections: trio.Nursery
@@ -275,8 +280,9 @@ async def listen_tcp(
     decline: Decline | None = None,
     *,
     gives_way: bool = True,
+    is_carrier: bool = False,
 ) -> Listener:
-    """Return a listener on all ``addresses`` (``host:port``); ``gives_way`` as in :class:`Listener`.
+    """Return a listener on all ``addresses`` (``host:port``); the flags as in :class:`Listener`.
 
     Raises ``CannotListen``. No socket stays open then, nor after a cancellation.
     """
@@ -288,7 +294,9 @@ async def listen_tcp(
         for bound in sockets:
             bound.close()
         raise
-    return Listener(entrance, sockets, admission, reporter, decline, gives_way=gives_way)
+    return Listener(
+        entrance, sockets, admission, reporter, decline, gives_way=gives_way, is_carrier=is_carrier
+    )
 
 
 def listen_unix(

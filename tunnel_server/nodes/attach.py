@@ -36,6 +36,7 @@ from tunnel_core.telemetry.logs import log_event
 from tunnel_core.version import __version__
 from tunnel_core.wire.frames import Hello, Rejected, SessionSecret, Welcome
 from tunnel_server.accounting.refusal_audit import Refusals
+from tunnel_server.accounting.write_budget import WRITE_SECONDS
 from tunnel_server.auth.credential_watch import CredentialWatch, WatchEntry
 from tunnel_server.nodes.announced import checked_hello
 from tunnel_server.nodes.pending_attaches import PendingAttach, PendingAttaches, identity_of
@@ -93,7 +94,7 @@ class SessionAcceptor:
         self._credential_watch = credential_watch
         self._refusals = refusals
         self._trust_bundle = trust_bundle
-        self._failures = LineLimiter()
+        self._failures = LineLimiter(longest_seconds=WRITE_SECONDS)  # keys are (node, reason)
         self._pending = PendingAttaches(settings.limits.max_attaches_per_identity)
         self._sessions = Sessions()
         self._watched: dict[Session, WatchEntry] = {}  # includes ended sessions that still inform their agent
@@ -279,7 +280,10 @@ class SessionAcceptor:
         self._log_of_node(session.node, kind, logging.INFO, sentence, **known, **fields)
 
     def _log_of_node(self, node: str, kind: str, level: int, sentence: str, /, **fields: object) -> None:
-        """Log a line about a node, unless the node has used up its budget of lines of this kind."""
+        """Log a line about a node, unless the node has used up its budget of lines of this kind.
+
+        A session's lines have a burst, because a second one within a second is news and no repetition.
+        """
         left_out = self._nodes.writes.note((node, f"line {kind}"), trio.current_time())
         if left_out is not None:
             log_event(_log, level, sentence, **fields, left_out=left_out or None)
@@ -324,14 +328,11 @@ class SessionAcceptor:
         self._counters.attached(refused.reason)
         audited = _with_identity(pending.refused or refused, pending.certificate)
         self._refusals.note(ENTRANCE, attachment.peer_address, audited)
-        fields = {"reason": refused.reason, "address": attachment.peer_address}
-        if pending.node:
-            sentence = f"attach of node {pending.node} failed: {refused.detail}"
-            self._log_of_node(pending.node, refused.reason.word, logging.WARNING, sentence, **fields)
-            return
-        left_out = self._failures.note(refused.reason, trio.current_time())
+        left_out = self._failures.note((pending.node, refused.reason), trio.current_time())
         if left_out is not None:
-            sentence = f"attach of an unknown node failed: {refused.detail}"
+            name = f"node {pending.node}" if pending.node else "an unknown node"
+            fields = {"reason": refused.reason, "address": attachment.peer_address}
+            sentence = f"attach of {name} failed: {refused.detail}"
             log_event(_log, logging.WARNING, sentence, **fields, left_out=left_out or None)
 
     def _note_abandoned(self, attachment: Attachment, pending: PendingAttach) -> None:

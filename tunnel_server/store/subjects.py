@@ -10,7 +10,7 @@ from typing import Any
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.auth.revocation_list import RevocationKind
-from tunnel_server.store import certificates, descent, known_nodes, revocations, tokens
+from tunnel_server.store import accounts, certificates, descent, known_nodes, revocations, tokens
 from tunnel_server.store.database import Connection, Row
 
 _MAX_COMPARED = 20_000
@@ -18,13 +18,13 @@ _MAX_COMPARED = 20_000
 _MAX_NEAR = 3
 _LIST_HINT = {
     RevocationKind.NODE: "`qanat nodes` lists the known ones",
-    RevocationKind.USER: "`qanat-server cert list` shows users with a certificate of this server",
+    RevocationKind.USER: "`qanat-server user list` shows the known ones",
     RevocationKind.SERIAL: "`qanat-server cert list` shows them",
 }
 
 
 def is_known(connection: Connection, kind: RevocationKind, subject: str) -> bool:
-    """Whether a certificate, a token, a node or an earlier revocation has this name or serial."""
+    """Whether a certificate, a token, a node, a user or an earlier revocation has this name or serial."""
     if revocations.newest(connection, kind, subject) is not None:
         return True
     if kind is RevocationKind.SERIAL:
@@ -34,7 +34,7 @@ def is_known(connection: Connection, kind: RevocationKind, subject: str) -> bool
     if certificates.listed(connection, 0, role=kind.value, name=subject, ended=True):
         return True
     if kind is RevocationKind.USER:
-        return False
+        return accounts.has_user(connection, subject)
     return known_nodes.is_known(connection, subject) or tokens.has_for(connection, subject)
 
 
@@ -60,7 +60,10 @@ def _known(connection: Connection, kind: RevocationKind) -> list[str]:
     if kind is RevocationKind.SERIAL:
         query = "SELECT serial AS word FROM certificates ORDER BY issued_at DESC LIMIT ?"
     else:
-        query = "SELECT DISTINCT name AS word FROM certificates WHERE role = 'user' ORDER BY name LIMIT ?"
+        query = (
+            "SELECT name AS word FROM users UNION SELECT name AS word FROM certificates WHERE role = 'user'"
+            " ORDER BY word LIMIT ?"
+        )
     return [row["word"] for row in connection.execute(query, (_MAX_COMPARED,))]
 
 

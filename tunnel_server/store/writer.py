@@ -36,8 +36,8 @@ TIDY_LINES = 1000
 """Audit lines after which the writer prunes the audit."""
 _MAX_BATCH = 256
 """Pieces of work in one commit."""
-_LOG_SECONDS = 10.0
-"""Seconds between two log lines with the same reason, because a full disk fails every write."""
+_LONGEST_LOG_SECONDS = 10.0
+"""Longest time between two log lines with the same reason, because a full disk fails every write."""
 
 T = TypeVar("T")
 Work = Callable[[Transaction], T]
@@ -87,7 +87,7 @@ class Writer:
         self._put, self._take = trio.open_memory_channel[_Piece[Any]](MAX_WAITING)
         self._ended = trio.Event()
         self._thread = trio.CapacityLimiter(1)  # not shared, so that no other thread work delays it
-        self._lines = LineLimiter(_LOG_SECONDS)
+        self._lines = LineLimiter(longest_seconds=_LONGEST_LOG_SECONDS)
 
     @property
     def is_failing(self) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_core.http2.frame_budget import FloodError, FrameBudget
-from tunnel_core.http2.messages import Http2Error, MessageAssembler
+from tunnel_core.http2.messages import MIN_SPACE, Http2Error, MessageAssembler
 from tunnel_core.limits import KIB, MIB
 
 LARGE = 16 * KIB
@@ -46,6 +46,47 @@ def test_pieces_of_any_size_and_share_of_their_read_give_the_same_messages(
             at += step
     assert got == sent
     assert all(type(message) is bytes for message in got)
+
+
+@given(
+    st.lists(st.sampled_from((1, 300, MIN_SPACE, 2 * MIN_SPACE, 5 * MIN_SPACE)), max_size=8),
+    st.lists(st.sampled_from((1, 5, 4096, MIN_SPACE, 3 * MIN_SPACE)), min_size=1),
+    st.lists(st.booleans(), min_size=1, max_size=7),
+)
+def test_lent_memory_and_pieces_give_the_same_messages(
+    sizes: list[int], steps: list[int], lends: list[bool]
+) -> None:
+    sent = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    stream, assembler, at, count = b"".join(map(encode, sent)), new_assembler(), 0, 0
+    got: list[bytes] = []
+    while at < len(stream):
+        step = min(max(steps[count % len(steps)], len(stream) // 1000), len(stream) - at)
+        space = assembler.space(step) if lends[count % len(lends)] else None
+        if space is None:
+            assembler.add(memoryview(stream)[at : at + step], step, 0.0, got)
+        else:
+            with space:
+                step = len(space)
+                space[:] = stream[at : at + step]
+            assembler.filled(step, got)
+        at, count = at + step, count + 1
+    assert got == sent
+    assert all(type(message) is bytes for message in got)
+
+
+def test_a_message_gets_its_memory_after_one_of_half_its_size() -> None:
+    assembler, size = new_assembler(), MIN_SPACE
+    add(assembler, encode(bytes(size))[:-1])
+    assert assembler.space(size) is None
+    add(assembler, b"\0")
+    add(assembler, encode(bytes(2 * size))[:5])
+    space = assembler.space(10 * size)
+    assert space is not None
+    assert len(space) == 2 * size
+    space.release()
+    add(assembler, bytes(2 * size))
+    add(assembler, encode(bytes(4 * size + 1))[:5])
+    assert assembler.space(size) is None
 
 
 def test_a_prefix_is_checked_as_soon_as_it_is_complete() -> None:

@@ -9,10 +9,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tunnel_core.runtime.code_pages import find_unmap
 from tunnel_core.runtime.memory_return import (
     LONGEST_SECONDS,
     LOOK_SECONDS,
+    START_SECONDS,
     TrimSchedule,
+    find_returns,
     find_trim,
     return_memory,
 )
@@ -59,23 +62,31 @@ def test_a_process_that_was_stopped_is_judged_by_its_own_time() -> None:
     assert schedule.is_due(1000 + LOOK_SECONDS, 10.0)
 
 
-async def test_the_task_trims_when_due(autojump_clock: MockClock) -> None:
+async def test_the_task_returns_memory_after_the_start_and_when_due(autojump_clock: MockClock) -> None:
     trims: list[float] = []
+    others: list[float] = []
     used = 0.0
     with trio.move_on_after(100):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(return_memory, lambda: trims.append(trio.current_time()), lambda: used)
-            await trio.testing.wait_all_tasks_blocked()
             began = trio.current_time()
+            returns = [lambda: trims.append(trio.current_time()), lambda: others.append(trio.current_time())]
+            nursery.start_soon(return_memory, returns, lambda: used)
+            await trio.sleep(START_SECONDS + 1)
             used = 9.0
-            await trio.sleep(95)
-    assert trims == pytest.approx([began + 2 * LOOK_SECONDS])
+            await trio.sleep(90)
+    started = began + START_SECONDS
+    assert trims == pytest.approx([started, started + 2 * LOOK_SECONDS])
+    assert others == trims
 
 
-async def test_a_library_without_malloc_trim_has_no_task() -> None:
+async def test_a_system_that_takes_nothing_back_has_no_task() -> None:
     assert find_trim(object()) is None
     with trio.fail_after(5):
-        await return_memory(None)
+        await return_memory(())
+
+
+def test_this_system_returns_both_where_it_can() -> None:
+    assert len(find_returns()) == (find_trim() is not None) + (find_unmap() is not None)
 
 
 PROGRAM = """
@@ -103,14 +114,17 @@ async def main():
     kept = work()
     after = resident()
     used = [9.0, 0.0]
-    memory_return.LOOK_SECONDS = 0.01
+    memory_return.START_SECONDS = memory_return.LOOK_SECONDS = 0.01
     async with trio.open_nursery() as nursery:
         returned = trio.Event()
+        calls = []
         def trim_and_note():
+            calls.append(1)
             trim()
-            returned.set()
+            if len(calls) == 2:
+                returned.set()
         cpu_seconds = lambda: used.pop() if len(used) > 1 else 9.0
-        nursery.start_soon(memory_return.return_memory, trim_and_note, cpu_seconds)
+        nursery.start_soon(memory_return.return_memory, [trim_and_note], cpu_seconds)
         await returned.wait()
         nursery.cancel_scope.cancel()
     print(after - start, resident() - start, len(kept))

@@ -7,8 +7,8 @@ import hashlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.support.fakes.memory_link import LinkPair, memory_links
 from tests.support.pki import authority as pki
 from tunnel_core.limits import KIB, MIB, Limits
 from tunnel_core.reasons import Reason
-from tunnel_core.streams.relay import RelayResult, abort, relay
+from tunnel_core.streams.relay import RelayResult, relay
 from tunnel_core.streams.sockets import SocketStream
 from tunnel_core.streams.tls import SocketTlsStream
 from tunnel_core.wire.frames import Payload
@@ -65,6 +65,24 @@ async def is_reset(stream: SocketStream) -> bool:
             cause = error.__cause__
             return isinstance(cause, OSError) and cause.errno == errno.ECONNRESET
     return False
+
+
+@contextmanager
+def counted_steps(name: str) -> Iterator[list[str]]:
+    """Note each step of a task whose name ends so."""
+    steps: list[str] = []
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.name.endswith(name):
+                steps.append(task.name)
+
+    instrument = Steps()
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield steps
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
 
 
 class Tunnel:
@@ -120,6 +138,36 @@ class TestThroughALink:
             assert await receive_all(user) == b"answer"
             assert await tunnel.wait_over() == {"server": Reason.DONE, "agent": Reason.DONE}
             assert tunnel.results["server"] == RelayResult(8, 6, Reason.DONE)
+            user.close_nowait()
+            target.close_nowait()
+
+    async def test_small_pieces_need_no_step_of_its_task_also_after_bulk(self) -> None:
+        async with tunnelled() as tunnel:
+            user, target = await tunnel.begin()
+
+            async def chat(pieces: int) -> None:
+                for _ in range(pieces):
+                    for source, sink in ((user, target), (target, user)):
+                        await source.send_all(b"key")
+                        assert await sink.receive_some() == b"key"
+
+            await chat(20)
+            with counted_steps("Tunnel._relay") as steps:
+                await chat(20)
+            assert steps == []
+            for source, sink in ((user, target), (target, user)):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(source.send_all, PATTERN)
+                    received = 0
+                    while received < len(PATTERN):
+                        received += len(await sink.receive_some(MIB))
+            await chat(20)  # reads become small again
+            with counted_steps("Tunnel._relay") as steps:
+                await chat(20)
+            assert steps == []
+            await user.send_eof()
+            await target.send_eof()
+            assert await tunnel.wait_over() == {"server": Reason.DONE, "agent": Reason.DONE}
             user.close_nowait()
             target.close_nowait()
 
@@ -530,17 +578,5 @@ class TestOwners:
 
         with pytest.raises(ExceptionGroup):
             await relay(near, Faulty([]))
-        assert await is_reset(user)
-        user.close_nowait()
-
-    async def test_abort_of_a_stream_that_offers_none_is_left_to_its_owner(self) -> None:
-        a, b = trio.testing.memory_stream_pair()
-        abort(a, Reason.USER_LEFT)
-        await a.send_all(b"x")
-        assert await b.receive_some() == b"x"
-
-    async def test_abort_reaches_through_trios_tls(self) -> None:
-        user, near = tcp_pair()
-        abort(trio.SSLStream(near, ssl.create_default_context(), server_hostname="x"), Reason.USER_LEFT)
         assert await is_reset(user)
         user.close_nowait()

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 
-from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.sockets import UNSENT_BYTES, SocketStream
 
 ROOT = Path(__file__).parents[3]
 Pair = tuple[SocketStream, SocketStream]
+_SIOCOUTQNSD = 0x894B
+"""The ioctl of tcp(7)'s kind that returns the bytes which the kernel has not sent yet."""
 
 
 def unix_pair() -> Pair:
@@ -62,6 +68,42 @@ async def test_is_a_half_closeable_stream(make_pair: Callable[[], Pair]) -> None
         return ends
 
     await trio.testing.check_half_closeable_stream(pair, clogged)
+
+
+async def test_the_kernel_accepts_little_for_a_peer_that_reads_nothing() -> None:
+    """By default it accepted 4 MiB, which the stream counted as read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        sender = SocketStream(socket.create_connection(listener.getsockname()))
+        reader, _ = listener.accept()
+    accepted, piece = 0, bytes(64 * 1024)
+    with reader:
+        while sender.send_nowait(piece):
+            accepted += len(piece)
+            await trio.lowlevel.checkpoint()
+        assert len(piece) <= accepted <= 8 * len(piece)
+        unsent = struct.unpack("i", fcntl.ioctl(sender.socket, _SIOCOUTQNSD, bytes(4)))[0]
+        assert unsent <= UNSENT_BYTES + len(piece)
+        sender.abort()
+
+
+async def test_a_reader_that_goes_on_gets_all_that_the_kernel_had_refused() -> None:
+    near, far = tcp_pair()
+    content = os.urandom(3 * 1024 * 1024)
+    received = bytearray()
+
+    async def read() -> None:
+        async for piece in far:
+            received.extend(piece)
+
+    async with trio.open_nursery() as nursery:
+        assert not near.send_nowait(content)
+        nursery.start_soon(read)
+        await near.flush()
+        await near.send_eof()
+    assert received == content
+    near.close_nowait()
+    far.close_nowait()
 
 
 async def test_an_abort_is_a_reset_and_no_end() -> None:
@@ -162,6 +204,46 @@ async def test_a_close_wakes_waiting_tasks(make_pair: Callable[[], Pair], waitin
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             near.close_nowait()
+    far.close_nowait()
+
+
+async def test_a_watch_lasts_until_it_is_ended_or_the_socket_is_closed(make_pair: Callable[[], Pair]) -> None:
+    near, far = make_pair()
+    received: list[bytes | None] = []
+
+    def receive() -> None:
+        received.append(near.receive_nowait(100))
+
+    async def send(data: bytes) -> None:
+        await far.send_all(data)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    assert near.watch(receive)
+    await send(b"1")
+    await send(b"2")
+    assert not near.watch(None)
+    await send(b"3")
+    assert received == [b"1", b"2"]
+    assert near.watch(receive) and near.watch(receive)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert received == [b"1", b"2", b"3"]
+    near.close_nowait()
+    far.close_nowait()
+    with pytest.raises(trio.ClosedResourceError):
+        near.watch(receive)
+
+
+async def test_without_epoll_or_descriptors_a_socket_needs_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> NoReturn:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    near, far = unix_pair()
+    monkeypatch.setattr("tunnel_core.streams.sockets.readiness_of_this_run", refuse)
+    assert not near.watch(lambda: None)
+    monkeypatch.undo()
+    monkeypatch.setattr("tunnel_core.streams.sockets.IS_SUPPORTED", False)
+    assert not near.watch(lambda: None)
+    near.close_nowait()
     far.close_nowait()
 
 

@@ -40,6 +40,7 @@ def test_pieces_of_any_size_leave_in_few_records(sizes: list[int], cuts: list[in
             assert len(piece) <= MAX_RECORDS * (300 + 5) + 305
             out += piece
     assert out == wire
+    assert meter.whole_records == len(sizes)
     most = tls_records.MAX_EMPTY_RECORDS
     assert (meter.empty_records > most) == (len(sizes) > most)
 

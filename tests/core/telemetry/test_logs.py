@@ -11,6 +11,7 @@ import pytest
 from tunnel_core.config.types import EntranceName, Log, LogFormat, LogLevel, StreamLog
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.logs import (
+    Event,
     RefusalLines,
     StreamFacts,
     log_event,
@@ -122,6 +123,29 @@ def test_fields_cannot_replace_what_every_line_has() -> None:
     assert line["logger"] == "qanat"
     assert line["time"] != "never"
     assert (line["name"], line["args"]) == ("n", 1)
+
+
+def test_a_held_line_has_the_text_of_a_record() -> None:
+    fields = {
+        "text": 'a "quote", \\ and \n\x1b\u20ac\U0001f600\ud800',
+        "count": -7,
+        "flag": True,
+        "seconds": 0.1 + 0.2,
+        "far": float("inf"),
+        "reason": Reason.DONE,
+        "error": Refused(Reason.DONE),
+        "empty": "",
+        "none": None,
+        "zero": 0,
+        "level": "mine",
+    }
+    event = Event(logging.getLogger("qanat"), logging.WARNING, 'say "hello"', fields, 1_700_000_000.25)
+    output = start()
+    event.handle()
+    (record,) = output.getvalue().splitlines()
+    formatter: Any = logging.getLogger().handlers[0].formatter
+    assert formatter.format_event(event) == record
+    assert json.loads(record)["text"] == fields["text"]
 
 
 def test_empty_fields_are_left_out_and_reasons_are_words() -> None:

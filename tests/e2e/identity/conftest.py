@@ -40,6 +40,7 @@ def server(
     folder = tmp_path_factory.mktemp("cloud")
     made = Server(folder, network.cloud, network.cloud_address)
     made.initialise({"drain_seconds": 2, **settings})
+    made.allow("*")  # The attackers' certificates are of users whom no command issued them to.
     echoes = targets("targets", network.edge(1), folder)
     echoes.start()
     made.start()

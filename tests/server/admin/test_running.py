@@ -161,6 +161,9 @@ async def test_a_shell_gets_the_names_of_nodes(tmp_path: Path) -> None:
             made = {"chain": new.authority.issue(Role.NODE, "edge1").chain_pem.decode()}
             await ask_server(tmp_path / "admin.sock", "POST", "certificates/record", made)
             assert await completed(site, "node revoke ed") == ["edge1"]
+            await ask_server(tmp_path / "admin.sock", "POST", "users/add", {"name": "kim"})
+            assert await completed(site, "user disable ki") == ["kim"]
+            assert await completed(site, "grant remove up") == ["upgrade-everyone", "upgrade-loopback"]
             assert await completed(site, "audit --node ot") == []
         assert await completed(site, "node revoke ed") == []  # no server answers
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +21,7 @@ from tests.support.fakes.edge import open_edge, receive_all
 from tests.support.net.dialling import dial
 from tunnel_core.http import declining
 from tunnel_core.http.declining import decline_http, decline_tls
-from tunnel_core.streams.sockets import SocketStream
+from tunnel_core.streams.sockets import UNSENT_BYTES, SocketStream
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.listeners import addresses as binding
 from tunnel_server.listeners import admission as admission_module
@@ -28,7 +29,7 @@ from tunnel_server.listeners import listener as listeners
 from tunnel_server.listeners import tls as handshake
 from tunnel_server.listeners.addresses import CannotListen, UnixAddress, bind_tcp, bind_unix, split_listen
 from tunnel_server.listeners.admission import Admission
-from tunnel_server.listeners.listener import AcceptedConnection, listen_tcp, listen_unix
+from tunnel_server.listeners.listener import AcceptedConnection, Listener, listen_tcp, listen_unix
 
 
 async def hold(accepted: AcceptedConnection) -> None:
@@ -419,6 +420,45 @@ async def test_a_listener_without_descriptors_logs_that_and_recovers(
         client.close()
 
 
+class Flapping(socket.socket):
+    """A listening socket whose every second connection finds no descriptor free."""
+
+    refusals = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.refusals % 2 == 0:
+            self.refusals += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        accepted = super().accept()
+        self.refusals += 1
+        return accepted
+
+
+async def test_a_listener_that_has_descriptors_off_and_on_logs_both_at_most_once_a_second(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each pause takes 0.1 s, so eight of them are within a second."""
+    caplog.set_level("INFO", "qanat.listeners")
+    bound = Flapping()
+    bound.bind(("127.0.0.1", 0))
+    bound.listen()
+    bound.setblocking(False)
+    async with open_edge() as edge:
+        listener = Listener("tcp", [bound], Admission(9, 9, clock=trio.current_time), edge.records)
+        await edge.nursery.start(listener.serve, hold)
+        for _ in range(8):
+            with socket.create_connection(bound.getsockname()) as client:
+                client.setblocking(False)
+                await trio.lowlevel.wait_readable(client)
+                assert client.recv(10) == b"hello"
+        listener.stop_accepting()
+    lines = [record.getMessage() for record in caplog.records if record.name == "qanat.listeners"]
+    failures = [line for line in lines if "descriptor limit" in line]
+    recoveries = [line for line in lines if "accepts connections again" in line]
+    assert 1 <= len(failures) == len(recoveries) < 8
+    assert lines[-1] == "tcp accepts connections again"
+
+
 async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener() -> None:
     async with open_edge() as edge:
         seen: list[str] = []
@@ -437,7 +477,7 @@ async def test_the_address_of_an_ipv4_client_is_plain_on_a_dual_stack_listener()
 
 
 async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, ...]] = []
 
     async def note(accepted: AcceptedConnection) -> None:
         assert isinstance(accepted.stream, SocketStream)
@@ -446,11 +486,31 @@ async def test_accepted_sockets_are_tuned_as_dialled_ones() -> None:
             (socket.IPPROTO_TCP, socket.TCP_NODELAY),
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT),
         )
-        seen.append(tuple(sock.getsockopt(*option) for option in options))  # type: ignore[arg-type]
+        seen.append(tuple(sock.getsockopt(*option) for option in options))
 
     async with open_edge() as edge:
         stream = await edge.dial(await edge.listen("tcp", note))
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
-    assert seen == [(1, 1, 60)]
+    assert seen == [(1, 1, 60, UNSENT_BYTES)]
+
+
+async def test_the_kernel_queues_as_it_likes_for_connections_that_carry_sessions() -> None:
+    async with open_edge() as edge:
+        admission = Admission(9, 9, clock=trio.current_time)
+        listener = await listen_tcp("agents", ["127.0.0.1:0"], admission, edge.records, is_carrier=True)
+        seen: list[int] = []
+
+        async def note(accepted: AcceptedConnection) -> None:
+            assert isinstance(accepted.stream, SocketStream)
+            sock = accepted.stream.socket
+            seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+
+        await edge.nursery.start(listener.serve, note)
+        host, _, port = listener.addresses[0].rpartition(":")
+        async with await dial(host, int(port)) as stream:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+    assert seen == [0]

@@ -253,7 +253,7 @@ async def test_resumptions_have_a_larger_budget_that_ends_too(
         await go_on(agents_port, agent, 101)
 
 
-async def test_lines_of_a_node_beyond_its_budget_are_left_out(
+async def test_failures_of_a_node_have_one_line_a_second(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One duplicate also causes one event only."""
@@ -271,8 +271,17 @@ async def test_lines_of_a_node_beyond_its_budget_are_left_out(
             event for event in agents_port.nodes.events.after() if event.kind is EventKind.DUPLICATE
         ]
         assert len(duplicates) == 1
-        lines = [line for line in caplog.messages if "attach of node edge1 failed" in line]
-        assert len(lines) == WRITES
+        assert failures(caplog) == [None], "all of them at one moment"
+        await trio.sleep(1)
+        await agents_port.dial("edge1", **old).refusal()
+        await agents_port.settle()
+        assert failures(caplog) == [None, 3 * WRITES - 1]
+
+
+def failures(caplog: pytest.LogCaptureFixture) -> list[object]:
+    """Return ``left_out`` of each line about a failed attach of edge1."""
+    lines = (record for record in caplog.records if "attach of node edge1 failed" in record.getMessage())
+    return [vars(record)["fields"].get("left_out") for record in lines]
 
 
 async def test_services_that_no_agent_may_announce_are_left_out(

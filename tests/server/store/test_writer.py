@@ -19,7 +19,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.store import writer as writer_module
 from tunnel_server.store.audit import AuditKind, AuditLine, AuditQuery
 from tunnel_server.store.audit_file import AuditFile
-from tunnel_server.store.database import Connection, open_database
+from tunnel_server.store.database import Connection, StoreError, open_database
 from tunnel_server.store.store import FILE, StoreSettings
 from tunnel_server.store.transaction import Transaction
 from tunnel_server.store.writer import Writer
@@ -135,6 +135,32 @@ async def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(tmp_path: Pa
     bench.writer = again
     assert await bench.run_all(large) == [None]
     assert bench.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    bench.connection.close()
+
+
+async def test_failures_for_one_reason_are_at_most_one_line_a_second_and_become_rarer(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+
+    def fails(transaction: Transaction) -> None:
+        raise StoreError(Reason.STORE_FULL, "the disk is full")
+
+    seconds_of_lines, left_out = [], []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.writer.serve)
+        for second in range(40):
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    await bench.writer.run(fails)
+            lines = [record for record in caplog.records if record.getMessage() == "the disk is full"]
+            seconds_of_lines += [second] * len(lines)
+            left_out += [vars(line)["fields"].get("left_out") for line in lines]
+            caplog.clear()
+            mock_clock.jump(1)
+        await bench.writer.aclose()
+    assert seconds_of_lines == [0, 1, 3, 7, 15, 25, 35]
+    assert left_out == [None, 1, 3, 7, 15, 19, 19]
     bench.connection.close()
 
 

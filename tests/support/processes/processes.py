@@ -97,7 +97,8 @@ class Process:
 
     @property
     def resident_bytes(self) -> int:
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        """Resident memory without pages of files, because the programs unmap code that they do not use."""
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
 
     def cpu_seconds(self) -> float:
