@@ -200,6 +200,7 @@ def _strangers(role: str) -> Callable[[Attacker], Path]:
 
 def _revoked_user(attacker: Attacker) -> str:
     bundle = attacker.user("fired")
+    attacker.server.allow("fired")
     assert attacker.ask(API, bundle) == ""
     attacker.server.tell("users/revoke", name="fired", force=True)
     return attacker.ask(API, bundle)
@@ -329,6 +330,7 @@ def test_a_certificate_of_a_root_that_was_retired(
     old.join(server, server.token("old-root"))
     old.start()
     user, node = attacker.user("old-user"), attacker.node("old-node")
+    server.allow("old-user")
     assert (attacker.ask(API, user), attacker.attach(node)) == ("", "")
     for step in ("add", "switch", "retire"):
         server.tell("ca/rotate", step=step, force=True)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.names import Target
+from tunnel_core.names import Target, is_node_name
+from tunnel_core.node_patterns import is_pattern, matches
 from tunnel_server.auth.grant_patterns import GrantError, NodePattern, TargetPattern, parse_label
 
 
@@ -113,3 +114,9 @@ def test_no_text_raises_anything_but_a_grant_error_and_what_is_parsed_is_canonic
         except GrantError:
             continue
         assert kind.parse(str(parsed)) == parsed
+
+
+@given(st.text("ab.*", min_size=1, max_size=8), st.text("ab.", max_size=8))
+def test_a_star_is_the_star_of_join_tokens(pattern: str, name: str) -> None:
+    if is_pattern(pattern) and is_node_name(name):
+        assert NodePattern.parse(pattern).matches(name, {}) is (pattern == "*" or matches(pattern, name))
