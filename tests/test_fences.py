@@ -110,6 +110,7 @@ DECISIONS = [
     "tunnel_server.pki.enrolment.rate_limits",
     "tunnel_server.events.event_log",
     "tunnel_server.reverse_proxy.headers",
+    "tunnel_server.reverse_proxy.messages",
     "tunnel_server.nodes.attach_budget",
     "tunnel_server.nodes.registry",
     "tunnel_server.access.policy",

@@ -18,12 +18,13 @@ from collections.abc import Awaitable, Callable
 import h11
 import trio
 
-from tunnel_core.http.server import HeadLimits, HttpClientConnection, HttpConnection
+from tunnel_core.http.client import HttpClientConnection
+from tunnel_core.http.head import HeadLimits
 from tunnel_core.reasons import Reason, Refused
-from tunnel_core.streams.relay import abort
 from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_server.access.opener import Opener, StreamRequest, UserStream, reason_of
-from tunnel_server.reverse_proxy.headers import has_body, request_forward, response_back, switch_back
+from tunnel_server.reverse_proxy.headers import request_forward, response_back, switch_back
+from tunnel_server.reverse_proxy.messages import AnswerEnd, AnswerHead, Browser
 
 # Security headers of dashboards take several KiB, so the bound of a request would refuse real pages.
 _ANSWER_LIMITS = HeadLimits(max_head_bytes=64 * 1024)
@@ -38,19 +39,19 @@ def head_of(*events: h11.Event) -> bytes:
 
 
 class Exchange:
-    """One request of the user at the address ``source``. ``target_name`` names the target in messages."""
+    """One request of ``browser``. ``target_name`` names the target in messages."""
 
-    def __init__(self, http: HttpConnection, request: h11.Request, source: str, target_name: str) -> None:
-        self._http = http
+    def __init__(self, browser: Browser, target_name: str) -> None:
+        self._browser = browser
         self._target_name = target_name
-        self._has_body = has_body(request)
-        head = request_forward(request, source)
+        self._has_body = browser.request.has_body
+        head = request_forward(browser.request)
         self._head: list[h11.Event] = [head] if self._has_body else [head, h11.EndOfMessage()]
         self._target: HttpClientConnection
         self._user_stream: UserStream
         self._answer_timeout = trio.CancelScope()
         self._refused: Refused | None = None
-        self._switch: h11.InformationalResponse | None = None
+        self._switch: AnswerHead | None = None
 
     async def run(self, opener: Opener, wanted: StreamRequest) -> None:
         """Open the stream, forward the request, and send the answer to the browser.
@@ -62,8 +63,8 @@ class Exchange:
             self._target.encode(*self._head)  # The bytes were already sent inside the open.
             await self._exchange()
             if self._refused is not None:
-                if self._http.has_answered:
-                    abort(self._http.stream, self._refused.reason)
+                if self._browser.has_answered:
+                    self._browser.abort(self._refused.reason)
                 # A new exception, because the traceback of the kept one would form a cycle with this object.
                 raise Refused(self._refused.reason, self._refused.detail)
             if self._switch is not None:
@@ -97,13 +98,14 @@ class Exchange:
         await self._watch_browser()
 
     async def _send_body(self) -> None:
-        async with contextlib.aclosing(self._http.receive_body()) as chunks:
-            async for chunk in chunks:
-                await self._target.send(h11.Data(data=chunk))
+        if self._browser.request.expects_continue:
+            await self._browser.send(AnswerHead(100, [], b"Continue"))
+        while piece := await self._browser.receive_body():
+            await self._target.send(h11.Data(data=piece))
         await self._target.send(h11.EndOfMessage())
 
     async def _watch_browser(self) -> None:
-        await self._http.wait_left()
+        await self._browser.wait_left()
         raise Refused(Reason.USER_LEFT)
 
     # The answer.
@@ -115,20 +117,21 @@ class Exchange:
             detail = f"{self._target_name} did not begin to answer within {ANSWER_SECONDS:g} s"
             raise Refused(Reason.TARGET_TIMEOUT, detail)
         self._user_stream.first_byte()
-        if isinstance(response, h11.InformationalResponse):
-            self._switch = switch_back(response)
+        head = AnswerHead(response.status_code, response.headers.raw_items(), response.reason)
+        if head.status == 101:
+            self._switch = switch_back(head)
             return
-        await self._http.send(response_back(response))
-        async with contextlib.aclosing(self._target.receive_body()) as chunks:
-            async for chunk in chunks:
-                await self._http.send(h11.Data(data=chunk))
-        await self._http.send(h11.EndOfMessage())
+        await self._browser.send(response_back(head))
+        async with contextlib.aclosing(self._target.receive_body()) as pieces:
+            async for piece in pieces:
+                await self._browser.send(piece)
+        await self._browser.send(AnswerEnd())
 
-    async def _relay_switched(self, switch: h11.InformationalResponse) -> None:
-        await self._http.send(switch)
-        from_browser, from_target = self._http.switch(), self._target.switch()
+    async def _relay_switched(self, switch: AnswerHead) -> None:
+        stream, from_browser = await self._browser.switch(switch)
+        from_target = self._target.switch()
         if from_target:
-            await self._http.stream.send_all(from_target)
+            await stream.send_all(from_target)
         if from_browser:
             await self._user_stream.stream.send_all(from_browser)
-        await self._user_stream.relay(self._http.stream)
+        await self._user_stream.relay(stream)

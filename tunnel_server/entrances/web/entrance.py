@@ -18,7 +18,9 @@ from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.nodes.registry import Node, unknown_node
 from tunnel_server.reverse_proxy.exchange import Exchange
-from tunnel_server.reverse_proxy.headers import check_web_request, host_of, wants_html
+from tunnel_server.reverse_proxy.headers import check_web_request, wants_html
+from tunnel_server.reverse_proxy.http1 import Http1Browser, browser_request
+from tunnel_server.reverse_proxy.messages import Browser, BrowserRequest
 
 ENTRANCE = "web"
 
@@ -42,7 +44,8 @@ class WebEntrance:
 
         async def handle(http: HttpConnection, request: h11.Request) -> None:
             try:
-                await self._answer(http, request, accepted.address)
+                asked = browser_request(request, _host_part(accepted.address))
+                await self._answer(http, Http1Browser(http, asked), accepted.address)
             except Refused as refused:
                 if http.has_answered or not wants_html(request.headers):
                     raise
@@ -51,16 +54,15 @@ class WebEntrance:
 
         await serve_http(accepted.stream, handle, self._limits, on_refused=record)
 
-    async def _answer(self, http: HttpConnection, request: h11.Request, address: str) -> None:
-        check_web_request(request)
-        host = host_of(request)
-        web_host = route_web_host(host, self._domain)
+    async def _answer(self, http: HttpConnection, browser: Browser, address: str) -> None:
+        check_web_request(browser.request)
+        web_host = route_web_host(browser.request.host, self._domain)
         if not web_host.alias:
-            await self._send_index(http, request, host)
+            await self._send_index(http, browser.request)
             return
         wanted = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
-        source, target = address.rpartition(":")[0].strip("[]"), f"{web_host.service} on {wanted.route.node}"
-        await Exchange(http, request, source, target).run(self._opener, wanted)
+        target_name = f"{web_host.service} on {wanted.route.node}"
+        await Exchange(browser, target_name).run(self._opener, wanted)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain)
@@ -73,11 +75,15 @@ class WebEntrance:
         _refuse_unbrowsable(node, web_host.service)
         return NodeRoute(node.name, Target(service=web_host.service))
 
-    async def _send_index(self, http: HttpConnection, request: h11.Request, host: str) -> None:
+    async def _send_index(self, http: HttpConnection, request: BrowserRequest) -> None:
         if request.target.partition(b"?")[0] != b"/":
             raise Refused(Reason.NOT_FOUND, "there is nothing at this path; / lists the nodes")
-        page = index_page(self._opener.nodes, host, self._domain)
+        page = index_page(self._opener.nodes, request.host, self._domain)
         await send_page(http, 200, page)
+
+
+def _host_part(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _refuse_unbrowsable(node: Node, service: str) -> None:
