@@ -120,10 +120,23 @@ class UserStream:
         self._detail = ""
 
     async def __aenter__(self) -> UserStream:
+        return self.enter()
+
+    def enter(self) -> UserStream:
+        """Open the stream, as the ``async with`` block does. The caller then calls ``leave`` once."""
         early_data, self._early_data = self._early_data, b""
         self.stream = self._opener.begin(self, self._request, early_data)
         self._entry = self._opener.watch(self._request.user.certificate, self.revoke)
         return self
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Close the stream, or reset it because of ``error``, and record its end. Never blocks."""
+        self._stop_watching()
+        if error is not None:
+            self.fail(error)
+        elif not self.stream.is_closed:
+            self.stream.close_nowait()
+        self.record_end()
 
     async def __aexit__(
         self,
@@ -131,9 +144,7 @@ class UserStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._entry is not None:
-            self._entry.remove()
-            self._entry = None  # it refers to this object: a cycle
+        self._stop_watching()
         try:
             if error is not None:
                 self.fail(error)
@@ -143,6 +154,11 @@ class UserStream:
             self.record_end()
         if isinstance(error, Refused):
             raise NotOpened(*self.verdict) from None
+
+    def _stop_watching(self) -> None:
+        if self._entry is not None:
+            self._entry.remove()
+            self._entry = None  # it refers to this object: a cycle
 
     async def _close(self) -> None:
         try:

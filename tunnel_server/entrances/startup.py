@@ -94,7 +94,7 @@ class Entrances:
             await self._open_https()
             await self._open_admin()
             await self._open_connect_socket()
-            await self._open_web()
+            await self._open_web(nursery)
             for forward in self.config.tcp:
                 await self._open_tcp(forward)
             yield
@@ -134,8 +134,9 @@ class Entrances:
         entrance = self._https_entrance(CONNECT, [ConnectEntrance(self.opener).section()], identify, None)
         await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), entrance.serve)
 
-    async def _open_web(self) -> None:
+    async def _open_web(self, nursery: trio.Nursery) -> None:
         web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
+        nursery.start_soon(web.pool.run)
         await self.listeners.open_tcp(WEB, _listed(self.config.web.listen), web.serve)
 
     async def _open_tcp(self, given: Tcp) -> None:

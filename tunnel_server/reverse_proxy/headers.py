@@ -1,22 +1,22 @@
 """HTTP heads of the ``web`` entrance: headers that are removed, added or refused. No I/O.
 
-h11 parses and rewrites both directions. Framing is never copied, so both sides see the same messages. This
-prevents request smuggling.
+Both directions are parsed and written anew. Framing is never copied, so both sides see the same messages.
+This prevents request smuggling.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
-import h11
-
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers, header_values
+from tunnel_server.reverse_proxy.requests import TargetRequest
 
-# RFC 9110 section 7.6.1, with older names that are still in use. This server answers Expect itself, when it
-# reads the body.
+# RFC 9110 section 7.6.1, with older names that are still in use.
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -27,7 +27,6 @@ _HOP_BY_HOP = frozenset(
         b"proxy-authorization",
         b"proxy-connection",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
@@ -63,36 +62,84 @@ _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 # Alt-Svc would point browsers at a port of this server that is not the service's.
 _DROPPED_FROM_RESPONSE = frozenset({b"alt-svc"})
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_TUNNELLED_HTTP = (b"h2c", b"http/", b"tls/")
+"""Beginnings of protocols that are HTTP again. Their requests would pass this server unread."""
+_NOT_IN_TRAILERS = frozenset(
+    {
+        *(b"authorization", b"cache-control", b"content-encoding", b"content-length", b"content-range"),
+        *(b"content-security-policy", b"content-type", b"cookie", b"host", b"location", b"max-forwards"),
+        *(b"origin", b"range", b"referer", b"set-cookie", b"trailer", b"www-authenticate"),
+    }
+)
+"""RFC 9110 section 6.5.1: a trailer must not change how the message is framed, routed or authorised."""
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
+_WEBSOCKET_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+_OF_A_CONNECTION = (b"ntlm", b"negotiate")
+"""Schemes that log in a connection, not a request (RFC 4559)."""
 
 
-def request_forward(request: BrowserRequest) -> h11.Request:
-    """Return the request for the target.
+def request_forward(request: BrowserRequest, *, persists: bool = False) -> TargetRequest:
+    """Return the request for the target. With ``persists`` another request may follow on the connection.
 
     ``Host`` stays as the browser sent it. Services compare it with ``Origin`` before they accept a WebSocket,
     and build redirects and cookies from it. Those must lead back here, not to a name known only at the edge.
     """
-    upgrade = wants_websocket(request)
     headers: Headers = [(b"Host", request.authority)] if request.authority else []
     headers += [
         (name, value) for name, value in _end_to_end(request.headers) if _may_forward(name.lower(), request)
     ]
-    if request.body_length is None:
+    upgrade, is_chunked = upgrade_of(request), request.body_length is None
+    options = [b"Upgrade"] if upgrade else [] if persists else [b"close"]
+    if is_chunked:
         headers.append((b"Transfer-Encoding", b"chunked"))
-    # One stream carries one request, so the target can close its connection afterwards.
-    headers.append((b"Connection", b"Upgrade" if upgrade else b"close"))
+    if request.expects_continue and request.has_body:
+        headers.append((b"Expect", b"100-continue"))
+    if b"trailers" in _tokens(request.headers, b"te"):
+        headers.append((b"TE", b"trailers"))
+        options.append(b"TE")
+    if options:
+        headers.append((b"Connection", b", ".join(options)))
     if upgrade:
-        headers.append((b"Upgrade", _WEBSOCKET))
+        headers.append((b"Upgrade", upgrade))
     headers += _our_claims(request)
-    return h11.Request(method=request.method, target=request.target, headers=headers)
+    return TargetRequest(request.method, request.target, headers, is_chunked)
+
+
+def upgrade_of(request: BrowserRequest) -> bytes:
+    """Return the protocols that the target is asked to switch to; empty for an ordinary request.
+
+    Protocols that are HTTP again (h2c) are removed, because their requests would pass unchecked. RFC 9110
+    section 7.8 lets a server ignore any upgrade.
+    """
+    if wants_websocket(request):
+        return _WEBSOCKET
+    if request.method not in (b"GET", b"POST"):
+        return b""
+    asked = [protocol.strip() for protocol in request.upgrade.split(b",")]
+    return b", ".join(
+        protocol
+        for protocol in asked
+        if protocol and protocol.lower() != _WEBSOCKET and not protocol.lower().startswith(_TUNNELLED_HTTP)
+    )
+
+
+def trailers_forward(trailers: Headers) -> Headers:
+    """Return the trailers of a request that the target may read. Programs may merge them into the headers."""
+    return [(name, value) for name, value in trailers_back(trailers) if not _is_forgeable(name.lower())]
+
+
+def trailers_back(trailers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the trailers that do not concern framing, routing or authorisation."""
+    refused = _HOP_BY_HOP | _NOT_IN_TRAILERS
+    return [(name, value) for name, value in trailers if name.lower() not in refused]
 
 
 def _may_forward(name: bytes, request: BrowserRequest) -> bool:
     """Whether the header with this lower-case name is forwarded as it is."""
     if name == b"content-length":
         return request.body_length is not None
-    return name != b"host" and not _is_forgeable(name)
+    return name not in (b"host", b"trailer") and not _is_forgeable(name)
 
 
 def _is_forgeable(name: bytes) -> bool:
@@ -117,12 +164,21 @@ def _our_claims(request: BrowserRequest) -> Headers:
 
 def response_back(response: AnswerHead) -> AnswerHead:
     """Return the answer for the browser. The adapter adds the framing that the browser's version needs."""
-    dropped = _DROPPED_FROM_RESPONSE
-    if header_values(response.headers, b"transfer-encoding"):
-        dropped |= {b"content-length"}
-    kept = [(name, value) for name, value in _end_to_end(response.headers) if name.lower() not in dropped]
+    kept = [
+        (name, value)
+        for name, value in _end_to_end(response.headers)
+        if name.lower() not in _DROPPED_FROM_RESPONSE
+    ]
     headers = [*map(_own_cookie, kept), (b"Content-Security-Policy", _frame_policy(response.headers))]
     return AnswerHead(response.status, headers, response.reason)
+
+
+def interim_back(response: AnswerHead) -> AnswerHead:
+    """Return an interim answer for the browser, such as 100, 102 or 103."""
+    kept = [
+        (name, value) for name, value in _end_to_end(response.headers) if name.lower() != b"content-length"
+    ]
+    return AnswerHead(response.status, [*map(_own_cookie, kept)], response.reason)
 
 
 def _frame_policy(headers: Headers) -> bytes:
@@ -135,15 +191,36 @@ def _frame_policy(headers: Headers) -> bytes:
     return b"frame-ancestors 'none'" if is_denied else b"frame-ancestors 'self'"
 
 
-def switch_back(response: AnswerHead) -> AnswerHead:
-    """Return the 101 for the browser. Raises ``Refused`` unless it switches to WebSocket."""
-    upgrades = [value.strip().lower() for value in header_values(response.headers, b"upgrade")]
-    if upgrades != [_WEBSOCKET] or b"upgrade" not in _tokens(response.headers, b"connection"):
+def switch_back(response: AnswerHead, asked: bytes) -> AnswerHead:
+    """Return the 101 for the browser. Raises ``Refused`` unless it switches to a protocol of ``asked``."""
+    chosen = b", ".join(header_values(response.headers, b"upgrade"))
+    is_asked = frozenset() < _listed(chosen) <= _listed(asked)
+    if not is_asked or b"upgrade" not in _tokens(response.headers, b"connection"):
         raise Refused(
             Reason.TARGET_PROTOCOL, "the target switched to another protocol than the browser asked for"
         )
-    headers = [*map(_own_cookie, _end_to_end(response.headers)), (b"Upgrade", _WEBSOCKET)]
-    return AnswerHead(101, headers, response.reason)
+    upgrade = _WEBSOCKET if asked == _WEBSOCKET else chosen
+    return AnswerHead(101, [*interim_back(response).headers, (b"Upgrade", upgrade)], response.reason)
+
+
+def lacks_websocket_key(request: BrowserRequest) -> bool:
+    """Whether the target needs a key that the browser did not send, as over HTTP/2 (RFC 8441)."""
+    return wants_websocket(request) and not request.values(b"sec-websocket-key")
+
+
+def check_websocket_accept(response: AnswerHead, key: bytes) -> AnswerHead:
+    """Return the 101 without its answer to ``key``. Raises ``Refused`` for a wrong one."""
+    digest = hashlib.sha1(key + _WEBSOCKET_SUFFIX, usedforsecurity=False).digest()
+    if header_values(response.headers, b"sec-websocket-accept") != [base64.b64encode(digest)]:
+        raise Refused(Reason.TARGET_PROTOCOL, "the target accepted another WebSocket than it was asked for")
+    kept = [(name, value) for name, value in response.headers if name.lower() != b"sec-websocket-accept"]
+    return AnswerHead(response.status, kept, response.reason)
+
+
+def binds_connection(request: BrowserRequest, response: AnswerHead) -> bool:
+    """Whether the target has logged in its connection, or is about to (NTLM, Negotiate)."""
+    offers = header_values(response.headers, b"www-authenticate") + request.values(b"authorization")
+    return any(offer.strip().lower().startswith(_OF_A_CONNECTION) for offer in offers)
 
 
 def _own_cookie(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
@@ -167,11 +244,7 @@ def _listed(values: bytes) -> frozenset[bytes]:
 
 
 def wants_websocket(request: BrowserRequest) -> bool:
-    """Whether the request asks for a WebSocket.
-
-    Other upgrades are removed, because bytes that are not HTTP/1.1 (for example h2c) would pass unchecked.
-    RFC 9110 section 7.8 lets a server ignore any upgrade.
-    """
+    """Whether the request asks for a WebSocket."""
     return request.method == b"GET" and _WEBSOCKET in _listed(request.upgrade)
 
 

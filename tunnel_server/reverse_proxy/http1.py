@@ -60,6 +60,11 @@ class Http1Browser:
         self._is_chunked = False
 
     @property
+    def connection(self) -> object:
+        """The browser's connection, by its identity alone."""
+        return self._http
+
+    @property
     def has_answered(self) -> bool:
         """Whether the final answer has begun."""
         return self._http.has_answered

@@ -84,7 +84,14 @@ AnswerEvent: TypeAlias = AnswerHead | bytes | AnswerEnd
 
 
 class Browser(Protocol):
-    """The browser's end of one request. One task receives or waits while another one sends."""
+    """The browser's end of one request.
+
+    One task receives or waits while others send. Calls of ``send`` may overlap, and keep their order.
+    """
+
+    @property
+    def connection(self) -> object:
+        """The browser's connection, by its identity alone. Requests on one connection have the same."""
 
     @property
     def request(self) -> BrowserRequest:

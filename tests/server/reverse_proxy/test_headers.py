@@ -11,15 +11,23 @@ from hypothesis import strategies as st
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.reverse_proxy.headers import (
+    binds_connection,
     check_web_request,
+    check_websocket_accept,
+    interim_back,
+    lacks_websocket_key,
     request_forward,
     response_back,
     switch_back,
+    trailers_back,
+    trailers_forward,
+    upgrade_of,
     wants_html,
     wants_websocket,
 )
 from tunnel_server.reverse_proxy.http1 import browser_request
 from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest
+from tunnel_server.reverse_proxy.requests import encode_head
 
 HOST = ("Host", "red--edge1.localhost:7003")
 OWN_ORIGIN = ("Origin", "http://red--edge1.localhost:7003")
@@ -34,7 +42,7 @@ def request(*headers: tuple[str, str], method: str = "GET", target: str = "/") -
 def forwarded(*headers: tuple[str, str], method: str = "GET") -> dict[bytes, list[bytes]]:
     grouped: dict[bytes, list[bytes]] = {}
     for name, value in request_forward(request(*headers, method=method)).headers:
-        grouped.setdefault(name, []).append(value)
+        grouped.setdefault(name.lower(), []).append(value)
     return grouped
 
 
@@ -53,8 +61,9 @@ def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> Non
         ("HTTP2-Settings", "x"),
         ("X-Kept", "1"),
     )
-    assert {b"x-secret-hop", b"keep-alive", b"te", b"proxy-authorization", b"upgrade"} & set(headers) == set()
-    assert headers[b"connection"] == [b"close"]
+    assert {b"x-secret-hop", b"keep-alive", b"proxy-authorization", b"upgrade"} & set(headers) == set()
+    assert headers[b"te"] == [b"trailers"]
+    assert headers[b"connection"] == [b"close, TE"]
     assert headers[b"x-kept"] == [b"1"]
 
 
@@ -121,6 +130,76 @@ def test_a_websocket_is_asked_for_on() -> None:
     assert headers[b"sec-websocket-key"] == [b"x"]
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "forwarded_as"),
+    [
+        ("GET", "WebSocket", b"websocket"),
+        ("GET", "h2c, websocket", b"websocket"),
+        ("POST", "websocket", b""),
+        ("POST", "tcp", b"tcp"),
+        ("GET", "SPDY/3.1", b"SPDY/3.1"),
+        ("POST", "h2c", b""),
+        ("GET", "HTTP/2.0, H2C, TLS/1.0, tcp", b"tcp"),
+        ("PUT", "tcp", b""),
+    ],
+)
+def test_which_upgrades_are_asked_for_on(method: str, asked: str, forwarded_as: bytes) -> None:
+    asking = request(("Connection", "Upgrade"), ("Upgrade", asked), method=method)
+    assert upgrade_of(asking) == forwarded_as
+    headers = request_forward(asking, persists=True).headers
+    assert [value for name, value in headers if name == b"Upgrade"] == (
+        [forwarded_as] if forwarded_as else []
+    )
+
+
+def test_a_connection_that_persists_is_asked_for_without_an_option() -> None:
+    names = [name for name, _ in request_forward(request(), persists=True).headers]
+    assert b"Connection" not in names
+
+
+def test_an_expectation_goes_on_with_its_body() -> None:
+    expecting = ("Expect", "100-continue")
+    assert forwarded(expecting, ("Content-Length", "3"), method="POST")[b"expect"] == [b"100-continue"]
+    assert b"expect" not in forwarded(expecting)
+
+
+def test_trailers_claim_nothing() -> None:
+    claims = [(b"X-Forwarded-User", b"root"), (b"Cookie", b"a"), (b"Content-Length", b"3"), (b"TE", b"x")]
+    assert trailers_forward([*claims, (b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
+    assert trailers_back([(b"Set-Cookie", b"a"), (b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
+
+
+def test_interim_answers_lose_what_concerns_one_connection() -> None:
+    hint = (b"Link", b"</a.css>; rel=preload")
+    head = AnswerHead(103, [hint, (b"Connection", b"close"), (b"Content-Length", b"7")], b"Early Hints")
+    assert interim_back(head) == AnswerHead(103, [hint], b"Early Hints")
+
+
+def test_a_key_of_our_own_is_checked_and_removed() -> None:
+    assert lacks_websocket_key(request(*SOCKET))
+    assert not lacks_websocket_key(request(*SOCKET, ("Sec-WebSocket-Key", "x")))
+    assert not lacks_websocket_key(request())
+    key, accept = b"dGhlIHNhbXBsZSBub25jZQ==", ("Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    assert check_websocket_accept(switched(accept, ("X-A", "1")), key).headers == [(b"X-A", b"1")]
+    for wrong in ([], [("Sec-WebSocket-Accept", "x")], [accept, accept]):
+        with pytest.raises(Refused):
+            check_websocket_accept(switched(*wrong), key)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "binds"),
+    [
+        ([], [("WWW-Authenticate", "Basic realm=x"), ("WWW-Authenticate", "NTLM")], True),
+        ([("Authorization", "negotiate YII")], [], True),
+        ([("Authorization", "Bearer x")], [("WWW-Authenticate", "Basic")], False),
+    ],
+)
+def test_logins_of_a_connection(
+    asked: list[tuple[str, str]], answered: list[tuple[str, str]], binds: bool
+) -> None:
+    assert binds_connection(request(*asked), answer(*answered)) is binds
+
+
 def test_other_upgrades_are_no_websocket() -> None:
     assert not wants_websocket(request(("Connection", "Upgrade"), ("Upgrade", "h2c")))
     assert not wants_websocket(request(("Upgrade", "websocket")))
@@ -133,6 +212,27 @@ def answer(*headers: tuple[str, str], status: int = 200) -> AnswerHead:
 
 def lower(head: AnswerHead) -> list[tuple[bytes, bytes]]:
     return [(name.lower(), value) for name, value in head.headers]
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "accepts"),
+    [
+        (b"tcp", "tcp", True),
+        (b"tcp", "TCP", True),
+        (b"tcp, x", "x", True),
+        (b"tcp", "h2c", False),
+        (b"", "x", False),
+    ],
+)
+def test_a_101_of_another_protocol_passes_if_it_was_asked_for(
+    asked: bytes, chosen: str, accepts: bool
+) -> None:
+    head = switched(("Upgrade", chosen), ("Connection", "Upgrade"))
+    if accepts:
+        assert switch_back(head, asked).headers == [(b"Upgrade", chosen.encode())]
+        return
+    with pytest.raises(Refused):
+        switch_back(head, asked)
 
 
 def test_redirects_pass_as_they_are() -> None:
@@ -175,7 +275,8 @@ def switched(*headers: tuple[str, str]) -> AnswerHead:
 
 def test_a_real_101_passes() -> None:
     back = switch_back(
-        switched(("Upgrade", "WebSocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", "y"))
+        switched(("Upgrade", "WebSocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", "y")),
+        b"websocket",
     )
     assert dict(lower(back)) == {
         b"sec-websocket-accept": b"y",
@@ -192,9 +293,9 @@ def test_a_real_101_passes() -> None:
         [("Upgrade", "websocket, h2c"), ("Connection", "upgrade")],
     ],
 )
-def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
+def test_any_other_101_than_a_websocket_is_refused(headers: list[tuple[str, str]]) -> None:
     with pytest.raises(Refused) as caught:
-        switch_back(switched(*headers))
+        switch_back(switched(*headers), b"websocket")
     assert caught.value.reason is Reason.TARGET_PROTOCOL
 
 
@@ -341,12 +442,12 @@ def test_the_target_reads_the_framing_that_the_server_reads(
 ) -> None:
     asked = request(*headers, *framing, method="POST", target="/path?q")
     target = h11.Connection(h11.SERVER)
-    target.receive_data(h11.Connection(h11.CLIENT).send(request_forward(asked)) or b"")
+    target.receive_data(encode_head(request_forward(asked, persists=True)))
     read = target.next_event()
     assert isinstance(read, h11.Request)
     assert (read.method, read.target) == (b"POST", b"/path?q")
     kept = {name for name, _ in read.headers}
-    assert not kept & {b"te", b"keep-alive", b"trailer", b"expect"}
+    assert not kept & {b"te", b"keep-alive", b"trailer", b"expect", b"connection"}
     assert [value for name, value in read.headers if name in (b"content-length", b"transfer-encoding")] == [
         value.encode() for _, value in framing
     ]

@@ -141,9 +141,14 @@ class Edge:
 
 @asynccontextmanager
 async def open_edge(
-    revoked: RevocationList | None = None, clock: Callable[[], float] = trio.current_time
+    revoked: RevocationList | None = None,
+    clock: Callable[[], float] = trio.current_time,
+    seconds: float = 20,
 ) -> AsyncIterator[Edge]:
-    """Yield an edge whose credential watch uses ``revoked``. Refusal log lines are limited by ``clock``."""
+    """Yield an edge whose credential watch uses ``revoked``. Refusal log lines are limited by ``clock``.
+
+    Raises ``trio.TooSlowError`` after ``seconds``.
+    """
     revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
@@ -151,7 +156,7 @@ async def open_edge(
     watch = credential_watch(revoked)
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, credential_watch=watch)
     subscribers = EventSubscribers(Events(now), counters)
-    with trio.fail_after(20):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             edge = Edge(nursery, nodes, counters, records, opener, subscribers, watch, audit)
             try:

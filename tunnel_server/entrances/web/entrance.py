@@ -21,6 +21,7 @@ from tunnel_server.reverse_proxy.exchange import Exchange
 from tunnel_server.reverse_proxy.headers import check_web_request, wants_html
 from tunnel_server.reverse_proxy.http1 import Http1Browser, browser_request
 from tunnel_server.reverse_proxy.messages import Browser, BrowserRequest
+from tunnel_server.reverse_proxy.pool import TargetPool
 
 ENTRANCE = "web"
 
@@ -32,6 +33,8 @@ class WebEntrance:
         self._opener = opener
         self._domain = domain
         self._limits = limits
+        self.pool = TargetPool(opener)
+        """Connections to targets. The pool keeps them while its ``run`` runs."""
 
     async def serve(self, accepted: AcceptedConnection) -> None:
         """Serve one browser's connection to its end."""
@@ -62,7 +65,7 @@ class WebEntrance:
             return
         wanted = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
         target_name = f"{web_host.service} on {wanted.route.node}"
-        await Exchange(browser, target_name).run(self._opener, wanted)
+        await Exchange(browser, target_name, self.pool).run(wanted)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain)

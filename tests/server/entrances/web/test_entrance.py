@@ -117,7 +117,10 @@ async def test_a_body_streams_up_and_is_framed_anew() -> None:
         assert b"Trailer" not in seen[0]
 
 
-async def test_expect_continue_is_answered_here() -> None:
+async def test_expect_continue_is_answered_here_if_the_target_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module, "CONTINUE_SECONDS", 0.05)
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(OK, until=b"xyz"))
         browser = await browse(edge)
