@@ -111,6 +111,7 @@ DECISIONS = [
     "tunnel_server.events.event_log",
     "tunnel_server.reverse_proxy.answers",
     "tunnel_server.reverse_proxy.headers",
+    "tunnel_server.reverse_proxy.hosts",
     "tunnel_server.reverse_proxy.messages",
     "tunnel_server.reverse_proxy.requests",
     "tunnel_server.nodes.attach_budget",

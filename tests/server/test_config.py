@@ -163,7 +163,11 @@ def test_everything_can_be_set() -> None:
             {"web": {"keep_days": 5}},
             "web.keep_days: unknown key; it is a key of [audit]: write it below that",
         ),
-        ({"web": {"mode": "0600"}}, "web.mode: unknown key; known: listen, domain"),
+        (
+            {"web": {"service": [{"name": "red"}, {"name": "red", "host": "keep"}]}},
+            "web.service: [[web.service]] has two entries for red; keep one of them",
+        ),
+        ({"web": {"mode": "0600"}}, "web.mode: unknown key; known: listen, domain, service"),
         (
             {"tcp": [{"listen": "127.0.0.1:1", "node": "a", "target": "http://db:80/x"}]},
             "tcp#1.target: a http:// URL stands where an address belongs; write 'db:80'",

@@ -50,6 +50,11 @@ enabled = true
 listen = ["127.0.0.1:$web"]
 domain = "localhost"
 
+# [[web.service]]                 # for the services of one name, on all nodes
+# name = "grafana"
+# host = "rewrite"                # the service reads its own address in Host; "keep": the virtual host
+# forwarded = false               # true: the service reads X-Forwarded-For, -Host and -Proto
+
 # [[tcp]]                         # one local port for one target of one node
 # listen = "127.0.0.1:2222"
 # node = "edge1"

@@ -135,7 +135,8 @@ class Entrances:
         await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), entrance.serve)
 
     async def _open_web(self, nursery: trio.Nursery) -> None:
-        web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
+        given = self.config.web
+        web = WebEntrance(self.opener, given.domain, self._head_limits(), given.service)
         nursery.start_soon(web.pool.run)
         await self.listeners.open_tcp(WEB, _listed(self.config.web.listen), web.serve)
 

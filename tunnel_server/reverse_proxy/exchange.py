@@ -15,9 +15,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
@@ -28,9 +26,7 @@ from tunnel_core.streams.tunnel_stream import StreamReset
 from tunnel_server.access.opener import NotOpened, StreamRequest, reason_of
 from tunnel_server.reverse_proxy.headers import (
     binds_connection,
-    check_websocket_accept,
     interim_back,
-    lacks_websocket_key,
     request_forward,
     response_back,
     switch_back,
@@ -38,6 +34,7 @@ from tunnel_server.reverse_proxy.headers import (
     trailers_forward,
     upgrade_of,
 )
+from tunnel_server.reverse_proxy.hosts import Hosts
 from tunnel_server.reverse_proxy.messages import AnswerEnd, AnswerEvent, AnswerHead, Browser
 from tunnel_server.reverse_proxy.pool import TargetPool
 from tunnel_server.reverse_proxy.requests import encode_end, encode_head, encode_piece
@@ -55,18 +52,21 @@ _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
 
 class Exchange:
-    """One request of ``browser``. ``target_name`` names the target in messages."""
+    """One request of ``browser``. ``target_name`` names the target in messages.
 
-    def __init__(self, browser: Browser, target_name: str, pool: TargetPool) -> None:
+    ``hosts``: how the target knows its own address. ``claims``: whether it reads ``X-Forwarded-*``.
+    """
+
+    def __init__(
+        self, browser: Browser, target_name: str, pool: TargetPool, hosts: Hosts, *, claims: bool
+    ) -> None:
         request = browser.request
+        self._hosts = hosts
         self._browser = browser
         self._target_name = target_name
         self._pool = pool
         self._upgrade = upgrade_of(request)
-        self._request = request_forward(request, persists=pool.keeps)
-        self._key = base64.b64encode(secrets.token_bytes(16)) if lacks_websocket_key(request) else b""
-        if self._key:
-            self._request.headers.append((b"Sec-WebSocket-Key", self._key))
+        self._request = request_forward(request, hosts, persists=pool.keeps, claims=claims)
         self._head = encode_head(self._request)
         self._may_repeat = request.method in _SAFE and not request.has_body and not self._upgrade
         self._target: TargetConnection
@@ -220,7 +220,7 @@ class Exchange:
         if head.status >= 200:
             if binds_connection(self._browser.request, head):
                 self._target.owner = self._browser.connection
-            return response_back(head)
+            return response_back(head, self._hosts)
         if head.status == 100:
             self._continued.set()
             if self._has_continued:
@@ -231,7 +231,7 @@ class Exchange:
     def _accept_switch(self, head: AnswerHead) -> AnswerHead:
         if not self._has_sent:
             raise Refused(Reason.TARGET_PROTOCOL, "the target switched protocols before it had the request")
-        return switch_back(check_websocket_accept(head, self._key) if self._key else head, self._upgrade)
+        return switch_back(head, self._upgrade)
 
     async def _relay_switched(self, switch: AnswerHead) -> None:
         stream, from_browser = await self._browser.switch(switch)

@@ -6,13 +6,12 @@ This prevents request smuggling.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.reverse_proxy.hosts import Hosts
 from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers, header_values
 from tunnel_server.reverse_proxy.requests import TargetRequest
 
@@ -74,21 +73,20 @@ _NOT_IN_TRAILERS = frozenset(
 """RFC 9110 section 6.5.1: a trailer must not change how the message is framed, routed or authorised."""
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
-_WEBSOCKET_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _OF_A_CONNECTION = (b"ntlm", b"negotiate")
 """Schemes that log in a connection, not a request (RFC 4559)."""
 
 
-def request_forward(request: BrowserRequest, *, persists: bool = False) -> TargetRequest:
-    """Return the request for the target. With ``persists`` another request may follow on the connection.
+def request_forward(request: BrowserRequest, hosts: Hosts, *, persists: bool, claims: bool) -> TargetRequest:
+    """Return the request for the target.
 
-    ``Host`` stays as the browser sent it. Services compare it with ``Origin`` before they accept a WebSocket,
-    and build redirects and cookies from it. Those must lead back here, not to a name known only at the edge.
+    With ``persists`` another request may follow on the connection. With ``claims`` the target reads the
+    user's address and the virtual host in ``X-Forwarded-*``. Home Assistant refuses such a request.
     """
-    headers: Headers = [(b"Host", request.authority)] if request.authority else []
-    headers += [
+    kept = [
         (name, value) for name, value in _end_to_end(request.headers) if _may_forward(name.lower(), request)
     ]
+    headers: Headers = [*([(b"Host", hosts.host)] if hosts.host else []), *hosts.forward(kept)]
     upgrade, is_chunked = upgrade_of(request), request.body_length is None
     options = [b"Upgrade"] if upgrade else [] if persists else [b"close"]
     if is_chunked:
@@ -102,7 +100,8 @@ def request_forward(request: BrowserRequest, *, persists: bool = False) -> Targe
         headers.append((b"Connection", b", ".join(options)))
     if upgrade:
         headers.append((b"Upgrade", upgrade))
-    headers += _our_claims(request)
+    if claims:
+        headers += _our_claims(request)
     return TargetRequest(request.method, request.target, headers, is_chunked)
 
 
@@ -162,14 +161,15 @@ def _our_claims(request: BrowserRequest) -> Headers:
     ]
 
 
-def response_back(response: AnswerHead) -> AnswerHead:
+def response_back(response: AnswerHead, hosts: Hosts) -> AnswerHead:
     """Return the answer for the browser. The adapter adds the framing that the browser's version needs."""
     kept = [
         (name, value)
         for name, value in _end_to_end(response.headers)
         if name.lower() not in _DROPPED_FROM_RESPONSE
     ]
-    headers = [*map(_own_cookie, kept), (b"Content-Security-Policy", _frame_policy(response.headers))]
+    policy = (b"Content-Security-Policy", _frame_policy(response.headers))
+    headers = [*map(_own_cookie, hosts.back(kept)), policy]
     return AnswerHead(response.status, headers, response.reason)
 
 
@@ -201,20 +201,6 @@ def switch_back(response: AnswerHead, asked: bytes) -> AnswerHead:
         )
     upgrade = _WEBSOCKET if asked == _WEBSOCKET else chosen
     return AnswerHead(101, [*interim_back(response).headers, (b"Upgrade", upgrade)], response.reason)
-
-
-def lacks_websocket_key(request: BrowserRequest) -> bool:
-    """Whether the target needs a key that the browser did not send, as over HTTP/2 (RFC 8441)."""
-    return wants_websocket(request) and not request.values(b"sec-websocket-key")
-
-
-def check_websocket_accept(response: AnswerHead, key: bytes) -> AnswerHead:
-    """Return the 101 without its answer to ``key``. Raises ``Refused`` for a wrong one."""
-    digest = hashlib.sha1(key + _WEBSOCKET_SUFFIX, usedforsecurity=False).digest()
-    if header_values(response.headers, b"sec-websocket-accept") != [base64.b64encode(digest)]:
-        raise Refused(Reason.TARGET_PROTOCOL, "the target accepted another WebSocket than it was asked for")
-    kept = [(name, value) for name, value in response.headers if name.lower() != b"sec-websocket-accept"]
-    return AnswerHead(response.status, kept, response.reason)
 
 
 def binds_connection(request: BrowserRequest, response: AnswerHead) -> bool:

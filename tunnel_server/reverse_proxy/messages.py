@@ -23,7 +23,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 class BrowserRequest:
     """The head of a request.
 
-    An extended CONNECT (RFC 8441) is described as the GET with ``upgrade`` that asks for the same protocol.
+    An extended CONNECT (RFC 8441) is described as the GET with ``upgrade`` that asks for the same protocol,
+    with the ``Sec-WebSocket-Key`` that HTTP/2 leaves out.
     """
 
     method: bytes

@@ -17,6 +17,7 @@ from tunnel_server.access.opener import StreamRequest
 from tunnel_server.access.routing import NodeRoute
 from tunnel_server.auth.users import User
 from tunnel_server.reverse_proxy.exchange import Exchange
+from tunnel_server.reverse_proxy.hosts import Hosts, Origin
 from tunnel_server.reverse_proxy.http1 import browser_request
 from tunnel_server.reverse_proxy.messages import AnswerEnd, AnswerEvent, AnswerHead, BrowserRequest, Headers
 from tunnel_server.reverse_proxy.pool import TargetPool
@@ -124,7 +125,8 @@ async def browse(
     pool: TargetPool, browser: FakeBrowser | None = None, request: StreamRequest | None = None
 ) -> FakeBrowser:
     browser = browser or FakeBrowser()
-    await Exchange(browser, "red on edge1", pool).run(request or wanted())
+    hosts = Hosts(Origin(b"http", browser.request.authority), Origin(b"http", b"localhost:1880"))
+    await Exchange(browser, "red on edge1", pool, hosts, claims=False).run(request or wanted())
     return browser
 
 

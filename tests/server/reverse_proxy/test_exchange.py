@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-
 import pytest
 import trio
 import trio.testing
@@ -262,38 +259,6 @@ async def test_a_101_before_the_end_of_the_request_is_refused() -> None:
         asking = asked(("Connection", "Upgrade"), ("Upgrade", "tcp"), ("Content-Length", "9"), method="POST")
         with pytest.raises(NotOpened) as caught:
             await browse(TargetPool(edge.opener), FakeBrowser(asking, [b"abc", b""]))
-        assert caught.value.reason is Reason.TARGET_PROTOCOL
-
-
-@pytest.mark.parametrize("is_right", [True, False])
-async def test_a_websocket_without_key_gets_one_for_the_target(is_right: bool) -> None:
-    """So it is over HTTP/2 (RFC 8441), where the browser sends no key."""
-
-    async def accept(far: FarEnd) -> None:
-        far.accept()
-        head = await receive_until(far.stream, b"\r\n\r\n")
-        key = head.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0]
-        suffix = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11" if is_right else b""
-        accepted = base64.b64encode(hashlib.sha1(key + suffix, usedforsecurity=False).digest())
-        await far.stream.send_all(
-            b"HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: mqtt\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % accepted
-        )
-        await far.stream.send_eof()
-
-    async with open_edge() as edge:
-        edge.attach("edge1", accept)
-        browser = FakeBrowser(asked(("Connection", "Upgrade"), ("Upgrade", "websocket")))
-        browser.raw, far_end = trio.testing.memory_stream_pair()
-        await far_end.send_eof()
-        if is_right:
-            await browse(TargetPool(edge.opener), browser)
-            head = browser.sent[0]
-            assert isinstance(head, AnswerHead)
-            assert head.headers == [(b"Sec-WebSocket-Protocol", b"mqtt"), (b"Upgrade", b"websocket")]
-            return
-        with pytest.raises(NotOpened) as caught:
-            await browse(TargetPool(edge.opener), browser)
         assert caught.value.reason is Reason.TARGET_PROTOCOL
 
 

@@ -13,9 +13,7 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_server.reverse_proxy.headers import (
     binds_connection,
     check_web_request,
-    check_websocket_accept,
     interim_back,
-    lacks_websocket_key,
     request_forward,
     response_back,
     switch_back,
@@ -25,9 +23,10 @@ from tunnel_server.reverse_proxy.headers import (
     wants_html,
     wants_websocket,
 )
+from tunnel_server.reverse_proxy.hosts import Hosts, Origin
 from tunnel_server.reverse_proxy.http1 import browser_request
 from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest
-from tunnel_server.reverse_proxy.requests import encode_head
+from tunnel_server.reverse_proxy.requests import TargetRequest, encode_head
 
 HOST = ("Host", "red--edge1.localhost:7003")
 OWN_ORIGIN = ("Origin", "http://red--edge1.localhost:7003")
@@ -39,15 +38,37 @@ def request(*headers: tuple[str, str], method: str = "GET", target: str = "/") -
     return browser_request(asked, "127.0.0.1")
 
 
+KEPT = Hosts(Origin(b"http", HOST[1].encode()))
+REWRITTEN = Hosts(KEPT.public, Origin(b"http", b"localhost:1880"))
+
+
+def to_target(
+    asked: BrowserRequest, hosts: Hosts = KEPT, *, persists: bool = True, claims: bool = True
+) -> TargetRequest:
+    return request_forward(asked, hosts, persists=persists, claims=claims)
+
+
 def forwarded(*headers: tuple[str, str], method: str = "GET") -> dict[bytes, list[bytes]]:
     grouped: dict[bytes, list[bytes]] = {}
-    for name, value in request_forward(request(*headers, method=method)).headers:
+    for name, value in to_target(request(*headers, method=method)).headers:
         grouped.setdefault(name.lower(), []).append(value)
     return grouped
 
 
-def test_host_stays_as_the_browser_sent_it() -> None:
+def test_host_stays_as_the_browser_sent_it_if_the_target_wants_that() -> None:
     assert forwarded()[b"host"] == [b"red--edge1.localhost:7003"]
+
+
+def test_the_target_reads_its_own_address_and_no_claims() -> None:
+    asked = request(OWN_ORIGIN, ("X-Forwarded-Host", "evil.example"))
+    assert to_target(asked, REWRITTEN, claims=False).headers == [
+        (b"Host", b"localhost:1880"),
+        (b"Origin", b"http://localhost:1880"),
+    ]
+
+
+def test_a_connection_without_a_pool_ends() -> None:
+    assert (b"Connection", b"close") in to_target(request(), persists=False).headers
 
 
 def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> None:
@@ -63,7 +84,7 @@ def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> Non
     )
     assert {b"x-secret-hop", b"keep-alive", b"proxy-authorization", b"upgrade"} & set(headers) == set()
     assert headers[b"te"] == [b"trailers"]
-    assert headers[b"connection"] == [b"close, TE"]
+    assert headers[b"connection"] == [b"TE"]
     assert headers[b"x-kept"] == [b"1"]
 
 
@@ -146,14 +167,14 @@ def test_a_websocket_is_asked_for_on() -> None:
 def test_which_upgrades_are_asked_for_on(method: str, asked: str, forwarded_as: bytes) -> None:
     asking = request(("Connection", "Upgrade"), ("Upgrade", asked), method=method)
     assert upgrade_of(asking) == forwarded_as
-    headers = request_forward(asking, persists=True).headers
+    headers = to_target(asking).headers
     assert [value for name, value in headers if name == b"Upgrade"] == (
         [forwarded_as] if forwarded_as else []
     )
 
 
 def test_a_connection_that_persists_is_asked_for_without_an_option() -> None:
-    names = [name for name, _ in request_forward(request(), persists=True).headers]
+    names = [name for name, _ in to_target(request()).headers]
     assert b"Connection" not in names
 
 
@@ -173,17 +194,6 @@ def test_interim_answers_lose_what_concerns_one_connection() -> None:
     hint = (b"Link", b"</a.css>; rel=preload")
     head = AnswerHead(103, [hint, (b"Connection", b"close"), (b"Content-Length", b"7")], b"Early Hints")
     assert interim_back(head) == AnswerHead(103, [hint], b"Early Hints")
-
-
-def test_a_key_of_our_own_is_checked_and_removed() -> None:
-    assert lacks_websocket_key(request(*SOCKET))
-    assert not lacks_websocket_key(request(*SOCKET, ("Sec-WebSocket-Key", "x")))
-    assert not lacks_websocket_key(request())
-    key, accept = b"dGhlIHNhbXBsZSBub25jZQ==", ("Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
-    assert check_websocket_accept(switched(accept, ("X-A", "1")), key).headers == [(b"X-A", b"1")]
-    for wrong in ([], [("Sec-WebSocket-Accept", "x")], [accept, accept]):
-        with pytest.raises(Refused):
-            check_websocket_accept(switched(*wrong), key)
 
 
 @pytest.mark.parametrize(
@@ -235,15 +245,20 @@ def test_a_101_of_another_protocol_passes_if_it_was_asked_for(
         switch_back(head, asked)
 
 
-def test_redirects_pass_as_they_are() -> None:
-    back = response_back(answer(("Location", "http://10.0.0.1/"), status=302))
+def test_redirects_elsewhere_pass_as_they_are() -> None:
+    back = response_back(answer(("Location", "http://10.0.0.1/"), status=302), REWRITTEN)
     assert back.status == 302
     assert dict(lower(back))[b"location"] == b"http://10.0.0.1/"
 
 
+def test_redirects_to_the_target_lead_to_the_virtual_host() -> None:
+    back = response_back(answer(("Location", "http://localhost:1880/dir/"), status=302), REWRITTEN)
+    assert dict(lower(back))[b"location"] == b"http://red--edge1.localhost:7003/dir/"
+
+
 def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
     back = response_back(
-        answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"'))
+        answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"')), KEPT
     )
     assert [name for name, _ in lower(back)] == [b"content-security-policy"]
     assert back.reason == b"Fine"
@@ -259,13 +274,13 @@ def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
 )
 def test_no_foreign_page_may_frame_an_answer(headers: list[tuple[str, str]], policy: bytes) -> None:
     theirs = ("Content-Security-Policy", "default-src *; frame-ancestors *")
-    back = response_back(answer(*headers, theirs))
+    back = response_back(answer(*headers, theirs), KEPT)
     policies = [value for name, value in lower(back) if name == b"content-security-policy"]
     assert policies == [theirs[1].encode(), policy], "a browser enforces both"
 
 
 def test_cookies_stay_with_their_host() -> None:
-    back = response_back(answer(("Set-Cookie", "id=1; Domain=.localhost; Path=/; HttpOnly")))
+    back = response_back(answer(("Set-Cookie", "id=1; Domain=.localhost; Path=/; HttpOnly")), KEPT)
     assert dict(lower(back))[b"set-cookie"] == b"id=1; Path=/; HttpOnly"
 
 
@@ -442,7 +457,7 @@ def test_the_target_reads_the_framing_that_the_server_reads(
 ) -> None:
     asked = request(*headers, *framing, method="POST", target="/path?q")
     target = h11.Connection(h11.SERVER)
-    target.receive_data(encode_head(request_forward(asked, persists=True)))
+    target.receive_data(encode_head(to_target(asked)))
     read = target.next_event()
     assert isinstance(read, h11.Request)
     assert (read.method, read.target) == (b"POST", b"/path?q")

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import h11
 
+from tunnel_core.config.types import ServiceName
 from tunnel_core.http.server import HeadLimits, HttpConnection, serve_http
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.wire.frames import Service
 from tunnel_server.access.opener import NotOpened, Opener, StreamRequest
 from tunnel_server.access.routing import NodeRoute, WebHost, route_web_host
 from tunnel_server.auth.users import User
+from tunnel_server.config import HostMode, WebService
 from tunnel_server.entrances.web.pages import error_page, index_page, send_page
 from tunnel_server.listeners.addresses import CannotListen, is_loopback_listen
 from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.nodes.registry import Node, unknown_node
 from tunnel_server.reverse_proxy.exchange import Exchange
 from tunnel_server.reverse_proxy.headers import check_web_request, wants_html
+from tunnel_server.reverse_proxy.hosts import Hosts, Origin, origin_of
 from tunnel_server.reverse_proxy.http1 import Http1Browser, browser_request
 from tunnel_server.reverse_proxy.messages import Browser, BrowserRequest
 from tunnel_server.reverse_proxy.pool import TargetPool
@@ -29,7 +33,10 @@ ENTRANCE = "web"
 class WebEntrance:
     """Serve browsers. ``domain`` is the parent of all virtual hosts; ``localhost`` always works too."""
 
-    def __init__(self, opener: Opener, domain: str, limits: HeadLimits) -> None:
+    def __init__(
+        self, opener: Opener, domain: str, limits: HeadLimits, services: Iterable[WebService] = ()
+    ) -> None:
+        self._services = {str(service.name): service for service in services}
         self._opener = opener
         self._domain = domain
         self._limits = limits
@@ -65,7 +72,13 @@ class WebEntrance:
             return
         wanted = StreamRequest(self._user(), self._route(web_host), ENTRANCE, address, target_tls=True)
         target_name = f"{web_host.service} on {wanted.route.node}"
-        await Exchange(browser, target_name, self.pool).run(wanted)
+        settings = self._services.get(web_host.service, WebService(name=ServiceName(web_host.service)))
+        announced = announced_service(self._opener.nodes.find_exact(wanted.route.node), web_host.service)
+        keeps = settings.host is HostMode.KEEP or announced is None
+        target = None if keeps or announced is None else origin_of(announced)
+        hosts = Hosts(Origin(browser.request.scheme, browser.request.authority), target)
+        exchange = Exchange(browser, target_name, self.pool, hosts, claims=settings.forwarded)
+        await exchange.run(wanted)
 
     def _user(self) -> User:
         return User("loopback", Role.USER, self._opener.trust_domain)
@@ -94,13 +107,19 @@ def _refuse_unbrowsable(node: Node, service: str) -> None:
 
     A service that the agent did not announce passes, because the agent's own refusal names the cure.
     """
-    services = node.session.services if node.session else ()
-    if any(known.name == service and known.protocol == "tcp" for known in services):
+    announced = announced_service(node, service)
+    if announced is not None and announced.protocol == "tcp":
         raise Refused(
             Reason.UNKNOWN_SERVICE,
             f"service {service} of node {node.name} is plain TCP, which a browser cannot show; "
             f"use `qanat forward {node.name} {service}`",
         )
+
+
+def announced_service(node: Node | None, name: str) -> Service | None:
+    """Return the service as the agent announced it; None if it did not."""
+    services = node.session.services if node is not None and node.session is not None else ()
+    return next((service for service in services if service.name == name), None)
 
 
 def refuse_open_web(listen: Sequence[str]) -> None:

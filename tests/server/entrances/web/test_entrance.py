@@ -20,11 +20,13 @@ from tests.support.fakes.edge import (
     refuse_with,
 )
 from tests.support.fakes.fake_session import Agent, FarEnd
+from tunnel_core.config.types import ServiceName
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.wire.frames import Service
+from tunnel_server.config import HostMode, WebService
 from tunnel_server.entrances.web.entrance import WebEntrance, refuse_open_web
 from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.reverse_proxy import exchange as exchange_module
@@ -63,6 +65,35 @@ async def test_one_connection_serves_many_requests() -> None:
         assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("web", "done"): 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "location"),
+    [
+        ((), b"localhost:1880", b"http://red--edge1.localhost:7003/dir/"),
+        (
+            (WebService(name=ServiceName("red"), host=HostMode.KEEP, forwarded=True),),
+            b"red--edge1.localhost:7003",
+            b"http://localhost:1880/dir/",
+        ),
+        ((WebService(name=ServiceName("other"), host=HostMode.KEEP),), b"localhost:1880", None),
+    ],
+    ids=["rewrite", "keep", "other"],
+)
+async def test_what_a_service_reads_and_where_its_redirects_lead(
+    settings: tuple[WebService, ...], host: bytes, location: bytes | None
+) -> None:
+    redirect = b"HTTP/1.1 301 Moved\r\nLocation: http://localhost:1880/dir/\r\nContent-Length: 2\r\n\r\nhi"
+    seen: list[bytes] = []
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(redirect, seen=seen), Service("red", "http", "localhost:1880"))
+        web = WebEntrance(edge.opener, "localhost", HeadLimits(), settings)
+        browser = await edge.dial(await edge.listen("web", web.serve))
+        await browser.send_all(GET)
+        answer = await receive_until(browser, b"hi")
+        assert b"\r\nHost: %b\r\n" % host in seen[0]
+        assert (b"X-Forwarded-For: 127.0.0.1" in seen[0]) is (host != b"localhost:1880")
+        assert location is None or b"\r\nLocation: %b\r\n" % location in answer
 
 
 async def test_the_head_is_there_before_the_dial_is_answered() -> None:
