@@ -55,6 +55,7 @@ unknown_service         404  1  warning  -        new_session
 target_not_allowed      403  3  warning  -        new_session
 not_found               404  1  warning  -        new_session
 method_not_allowed      405  1  warning  -        new_session
+misdirected             421  1  warning  -        new_session
 name_not_resolved       502  1  warning  -        new_session
 dial_refused            502  1  warning  -        new_session
 dial_unreachable        502  1  warning  -        new_session
@@ -86,6 +87,7 @@ revoked                 403  3  warning  audited  after_repair
 too_many_enrolments     503  1  warning  -        same_session
 too_many_guesses        429  1  warning  -        same_session
 certificate_expired     403  3  warning  audited  after_repair
+certificate_unusable    503  1  warning  -        same_session
 root_retired            403  3  warning  audited  after_repair
 session_lost            502  4  warning  -        new_session
 ping_timeout            504  1  warning  -        new_session

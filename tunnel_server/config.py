@@ -13,7 +13,6 @@ import attrs
 
 from tunnel_core.config.types import (
     Count,
-    DnsName,
     InvalidValueError,
     ListenAddress,
     Log,
@@ -25,7 +24,6 @@ from tunnel_core.config.types import (
     PoolBytes,
     Seconds,
     SecondsOrNone,
-    ServiceName,
     TrustDomain,
     UserId,
     UserName,
@@ -34,6 +32,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.session.ranges import WELCOME
 from tunnel_server.defaults import OPS_LISTEN
+from tunnel_server.web_config import Web
 
 if TYPE_CHECKING:
     from tunnel_core.config.loader import Source
@@ -113,40 +112,6 @@ class Admin:
 
     def __attrs_post_init__(self) -> None:
         _check_socket_path(self.socket, "socket")
-
-
-class HostMode(enum.StrEnum):
-    """What a service of the web entrance reads in ``Host``: its own address, or the virtual host."""
-
-    REWRITE = "rewrite"
-    KEEP = "keep"
-
-
-@attrs.frozen(kw_only=True)
-class WebService:
-    """How the web entrance speaks to services of one name, on all nodes."""
-
-    name: ServiceName
-    host: HostMode = HostMode.REWRITE
-    forwarded: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class Web:
-    listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1", 7003),)
-    domain: DnsName = DnsName("localhost")
-    service: tuple[WebService, ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        names = [str(service.name) for service in self.service]
-        for name in names:
-            if names.count(name) > 1:
-                fix = "keep one of them"
-                raise InvalidValueError(f"[[web.service]] has two entries for {name}", fix, "service")
-        for address in self.listen:
-            if not address.is_loopback:
-                why = f"{address} is reachable from other machines, and the web entrance has no login yet"
-                raise InvalidValueError(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
 
 
 @attrs.frozen(kw_only=True)

@@ -39,7 +39,14 @@ class StreamRequest(NamedTuple):
 
 
 class NotOpened(Refused):
-    """Refusal of a stream to an authenticated user. The refusal is already recorded."""
+    """Refusal of a stream to an authenticated user. The refusal is already recorded.
+
+    ``stream_id`` is the stream's id in the log; empty if none was opened.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "", stream_id: str = "") -> None:
+        super().__init__(reason, detail)
+        self.stream_id = stream_id
 
 
 class Opener:
@@ -153,7 +160,7 @@ class UserStream:
         finally:
             self.record_end()
         if isinstance(error, Refused):
-            raise NotOpened(*self.verdict) from None
+            raise NotOpened(*self.verdict, self.stream.id) from None
 
     def _stop_watching(self) -> None:
         if self._entry is not None:

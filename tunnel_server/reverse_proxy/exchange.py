@@ -121,7 +121,7 @@ class Exchange:
         if self._browser.has_answered:
             self._browser.abort(user_stream.verdict[0])
         # A new exception, because the traceback of a kept one would form a cycle with this object.
-        raise NotOpened(*user_stream.verdict) from None
+        raise NotOpened(*user_stream.verdict, user_stream.stream.id) from None
 
     async def _exchange(self) -> None:
         if self._has_sent:

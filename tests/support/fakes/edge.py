@@ -32,6 +32,8 @@ from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.revocation_list import RevocationList
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.https import HttpsEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
+from tunnel_server.entrances.web.login import LoopbackLogin
 from tunnel_server.events.event_log import Events
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.admission import Admission
@@ -118,6 +120,11 @@ class Edge:
             self.nodes, self.subscribers, facts, self.watch, monotonic=trio.current_time, wall=wall
         )
         return entrance.section()
+
+    def web(self, domain: str = "localhost", **changes: Any) -> WebEntrance:
+        """The entrance for browsers, which takes each program of this machine for a user."""
+        given = {"login": LoopbackLogin(self.opener.trust_domain), **changes}
+        return WebEntrance(self.opener, domain, given.pop("limits", HeadLimits()), **given)
 
     async def listen(
         self,

@@ -21,15 +21,12 @@ from tests.support.fakes.edge import (
 )
 from tests.support.fakes.fake_session import Agent, FarEnd
 from tunnel_core.config.types import ServiceName
-from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.wire.frames import Service
-from tunnel_server.config import HostMode, WebService
-from tunnel_server.entrances.web.entrance import WebEntrance, refuse_open_web
-from tunnel_server.listeners.addresses import CannotListen
 from tunnel_server.reverse_proxy import exchange as exchange_module
+from tunnel_server.web_config import HostMode, WebService
 
 HOST = b"Host: red--edge1.localhost:7003\r\n"
 GET = b"GET /flows?a=1 HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -45,7 +42,7 @@ ASK_SWITCH = (
 
 
 async def browse(edge: Edge) -> trio.SocketStream:
-    web = WebEntrance(edge.opener, "localhost", HeadLimits())
+    web = edge.web()
     return await edge.dial(await edge.listen("web", web.serve))
 
 
@@ -87,7 +84,7 @@ async def test_what_a_service_reads_and_where_its_redirects_lead(
     seen: list[bytes] = []
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(redirect, seen=seen), Service("red", "http", "localhost:1880"))
-        web = WebEntrance(edge.opener, "localhost", HeadLimits(), settings)
+        web = edge.web(services=settings)
         browser = await edge.dial(await edge.listen("web", web.serve))
         await browser.send_all(GET)
         answer = await receive_until(browser, b"hi")
@@ -217,7 +214,7 @@ async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> Non
     """Browsers send Fetch Metadata only to https and to localhost, not to a plain domain of the operator."""
     async with open_edge() as edge:
         session = edge.attach("edge1", answer_with(OK))
-        web = WebEntrance(edge.opener, "edge.example", HeadLimits())
+        web = edge.web("edge.example")
         browser = await edge.dial(await edge.listen("web", web.serve))
         await browser.send_all(
             b"POST /reboot HTTP/1.1\r\nHost: red--edge1.edge.example\r\nOrigin: http://evil.example\r\n"
@@ -351,7 +348,7 @@ async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_se
     """TCP does not report a client that closed both halves, until its kernel forgot the connection."""
     async with open_edge() as edge:
         session = edge.attach("edge1", lambda far: silent(far))
-        listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
+        listener = await edge.listen("web", edge.web().serve)
         for bound in listener._sockets:
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
                 bound.setsockopt(socket.IPPROTO_TCP, option, 1)
@@ -478,11 +475,3 @@ async def test_smuggled_lengths_are_refused() -> None:
         )
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 400 ")
         assert not session.streams
-
-
-def test_the_web_entrance_serves_this_machine_only() -> None:
-    refuse_open_web(["127.0.0.1:7003", "[::1]:7003", "localhost:0"])
-    for address in ("0.0.0.0:7003", "[::]:7003", "192.0.2.1:7003"):
-        with pytest.raises(CannotListen) as caught:
-            refuse_open_web([address])
-        assert "no login yet" in str(caught.value)
