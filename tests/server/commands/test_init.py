@@ -11,6 +11,7 @@ import stat
 import tomllib
 from pathlib import Path
 
+import attrs
 import pytest
 from click.testing import CliRunner, Result
 
@@ -255,7 +256,9 @@ def test_commented_lines_show_the_defaults() -> None:
     whole = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
     source = Source(Path("/c/server.toml"), Path("/d"))
     given, uncommented = (parse(tomllib.loads(one), ServerConfig, source) for one in (text, whole))
-    for section in ("tls", "agents", "admin", "https", "web", "session", "limits", "metrics", "audit"):
+    assert uncommented.web.certificate and uncommented.web.service
+    assert attrs.evolve(uncommented.web, certificate=(), service=()) == given.web
+    for section in ("tls", "agents", "admin", "https", "session", "limits", "metrics", "audit"):
         assert getattr(uncommented, section) == getattr(given, section)
     assert given == parse({}, ServerConfig, source)
     assert uncommented.drain_seconds == given.drain_seconds
