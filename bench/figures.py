@@ -64,6 +64,8 @@ FIGURES = {
         Figure("cpu_us_echo64", "CPU of one echo, 64 at once, us", 70, 60, _DOWN),
         Figure("cpu_us_connection_tcp", "CPU of a new connection by `tcp`, us", 520, 400, _DOWN),
         Figure("cpu_us_connection_unix", "the same by CONNECT on the unix socket, us", 700, 500, _DOWN),
+        Figure("cpu_us_get1", "CPU of a small GET by `web`, one at a time, us", 1500, 800, _DOWN),
+        Figure("cpu_us_get32", "the same on 32 keep-alive connections, us", 1500, 800, _DOWN),
         Figure("first_byte_rtts", "first answer byte on a 50 ms line, in round trips", 1.2, 1.05, _DOWN),
     )
 }
@@ -75,7 +77,10 @@ FAMILIES = {
     "bulk": ("download_vs_grpc", "upload_vs_grpc", "download8_vs_grpc"),
     "echo": ("echo_p50_vs_grpc", "echo8_vs_grpc", "echo64_vs_grpc"),
     "connections": ("connect_p50_vs_grpc", "connects_vs_grpc"),
-    "cpu": ("cpu_us_echo1", "cpu_us_echo64", "cpu_us_connection_tcp", "cpu_us_connection_unix"),
+    "cpu": (
+        *("cpu_us_echo1", "cpu_us_echo64", "cpu_us_connection_tcp", "cpu_us_connection_unix"),
+        *("cpu_us_get1", "cpu_us_get32"),
+    ),
     "flight": ("download_vs_unbounded", "download8_vs_unbounded", "echo_p50_vs_unbounded"),
     "stalled": ("stalled_kept", "stalled_echo_p99", "stalled_over_credit"),
     "first_byte": ("first_byte_rtts",),

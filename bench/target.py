@@ -1,4 +1,4 @@
-"""Targets behind every system, as one process: `echo`, `source` and `sink` on loopback ports.
+"""Targets behind every system, as one process: `echo`, `source`, `sink` and `page` on loopback ports.
 
 The process is one epoll loop of plain non-blocking sockets, so that a target costs a few microseconds an
 event and nothing for each stream. The roles:
@@ -7,6 +7,7 @@ event and nothing for each stream. The roles:
 * source: the client sends a big-endian count of 8 bytes; the target sends so many bytes (`sendfile`), then
   ends.
 * sink: the target discards all bytes; after the client's end it sends their count as 8 bytes.
+* page: the target answers each HTTP request without a body with a small page, and keeps the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import struct
 import sys
 
 COUNT = struct.Struct("!Q")
-ROLES = ("echo", "source", "sink")
+ROLES = ("echo", "source", "sink", "page")
+PAGE_END = b"</body></html>\n"
+_PAGE = b"<html><body>" + b"q" * (512 - 12 - len(PAGE_END)) + PAGE_END
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%b" % (len(_PAGE), _PAGE)
 _BLOCK = 1 << 20
 _TURN_BYTES = 4 << 20
 """Bytes that one connection may move before the loop serves the others."""
@@ -32,7 +36,12 @@ class Connection:
     def __init__(self, sock: socket.socket, role: str, block: int) -> None:
         self.sock = sock
         self.block = block
-        self.step = {"echo": self._echo, "source": self._read_count, "sink": self._sink}[role]
+        self.step = {
+            "echo": self._echo,
+            "source": self._read_count,
+            "sink": self._sink,
+            "page": self._page,
+        }[role]
         self.events = select.EPOLLIN
         self.buffer = bytearray(_BLOCK) if role == "sink" else bytearray()
         self.pending = b""
@@ -79,6 +88,14 @@ class Connection:
             return select.EPOLLIN
         self.sock.sendall(COUNT.pack(self.count))
         return 0
+
+    def _page(self) -> int:
+        received = self.sock.recv(65536)
+        self.pending += received
+        *requests, self.pending = self.pending.split(b"\r\n\r\n")
+        self.sock.sendall(_ANSWER * len(requests))
+        is_last = not received or any(b"connection: close" in request.lower() for request in requests)
+        return 0 if is_last else select.EPOLLIN
 
 
 class Target:

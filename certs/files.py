@@ -18,6 +18,7 @@ from tunnel_core.text_files import NotPlainText, without_mark
 __all__ = [
     "KeyFileError",
     "hold_folder",
+    "in_memory",
     "make_private_folder",
     "path_for_openssl",
     "place_new",
@@ -73,8 +74,15 @@ def path_for_openssl(path: Path) -> Iterator[Path]:
     if plain == data or not hasattr(os, "memfd_create"):
         yield path
         return
-    with os.fdopen(os.memfd_create(path.name), "wb") as copy:
-        copy.write(plain)
+    with in_memory(plain) as copy:
+        yield copy
+
+
+@contextlib.contextmanager
+def in_memory(data: bytes) -> Iterator[Path]:
+    """Yield a path from which this process can read ``data``, valid inside the block. Linux only."""
+    with os.fdopen(os.memfd_create("pem"), "wb") as copy:
+        copy.write(data)
         copy.flush()
         yield Path(f"/proc/self/fd/{copy.fileno()}")
 

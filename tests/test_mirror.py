@@ -163,7 +163,7 @@ WITHOUT = {
     "tunnel_server.pki.enrolment.request",
     "tunnel_server.pki.public_addresses",
     "tunnel_server.pki.rotation_steps",
-    "tunnel_server.reverse_proxy.exchange",
+    "tunnel_server.reverse_proxy.target_connection",
     "tunnel_server.store.audit",
     "tunnel_server.store.audit_file",
     "tunnel_server.store.certificates",

@@ -56,6 +56,7 @@ target_not_allowed      403  3  warning  -        new_session
 not_granted             403  3  warning  audited  new_session
 not_found               404  1  warning  -        new_session
 method_not_allowed      405  1  warning  -        new_session
+misdirected             421  1  warning  -        new_session
 name_not_resolved       502  1  warning  -        new_session
 dial_refused            502  1  warning  -        new_session
 dial_unreachable        502  1  warning  -        new_session
@@ -87,6 +88,7 @@ revoked                 403  3  warning  audited  after_repair
 too_many_enrolments     503  1  warning  -        same_session
 too_many_guesses        429  1  warning  -        same_session
 certificate_expired     403  3  warning  audited  after_repair
+certificate_unusable    503  1  warning  -        same_session
 root_retired            403  3  warning  audited  after_repair
 session_lost            502  4  warning  -        new_session
 ping_timeout            504  1  warning  -        new_session

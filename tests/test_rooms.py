@@ -25,7 +25,7 @@ ORDER = {
         {"service"},
     ],
     "tunnel_server": [
-        {"defaults"},
+        {"defaults", "web_config"},
         {"config", "listeners", "events"},
         {"auth"},
         {"store"},

@@ -82,6 +82,12 @@ class Reason(enum.Enum):
     NOT_GRANTED = (130, 403, Category.POLICY, "no grant allows the user to do this")
     NOT_FOUND = (23, 404, Category.PEER_FAULT, "there is nothing at this path")
     METHOD_NOT_ALLOWED = (24, 405, Category.PEER_FAULT, "the method is not supported here")
+    MISDIRECTED = (
+        140,
+        421,
+        Category.PEER_FAULT,
+        "the request is for a host that the certificate of its connection does not name",
+    )
     # Dialling the target.
     NAME_NOT_RESOLVED = (30, 502, Category.TARGET, "the target's name could not be resolved at the node")
     DIAL_REFUSED = (31, 502, Category.TARGET, "the target refused the connection")
@@ -141,6 +147,12 @@ class Reason(enum.Enum):
     )
     TOO_MANY_GUESSES = (101, 429, Category.LIMIT, "too many wrong tokens came from this address")
     CERTIFICATE_EXPIRED = (102, 403, Category.PERMANENT, "the certificate has expired")
+    CERTIFICATE_UNUSABLE = (
+        141,
+        503,
+        Category.INTERNAL,
+        "a certificate of the server, or its key, cannot be used",
+    )
     ROOT_RETIRED = (103, 403, Category.PERMANENT, "the root of the certificate is no longer trusted")
     # The session and its carriers.
     SESSION_LOST = (60, 502, Category.ABSENT, "the session with the agent was lost")

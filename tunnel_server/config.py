@@ -13,7 +13,6 @@ import attrs
 
 from tunnel_core.config.types import (
     Count,
-    DnsName,
     EntranceName,
     InvalidValueError,
     ListenAddress,
@@ -34,6 +33,7 @@ from tunnel_core.limits import Limits
 from tunnel_core.names import Target
 from tunnel_core.session.ranges import WELCOME
 from tunnel_server.defaults import OPS_LISTEN
+from tunnel_server.web_config import Web
 
 if TYPE_CHECKING:
     from tunnel_core.config.loader import Source
@@ -113,18 +113,6 @@ class Admin:
 
     def __attrs_post_init__(self) -> None:
         _check_socket_path(self.socket, "socket")
-
-
-@attrs.frozen(kw_only=True)
-class Web:
-    listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1", 7003),)
-    domain: DnsName = DnsName("localhost")
-
-    def __attrs_post_init__(self) -> None:
-        for address in self.listen:
-            if not address.is_loopback:
-                why = f"{address} is reachable from other machines, and the web entrance has no login yet"
-                raise InvalidValueError(why, 'listen on loopback: "127.0.0.1:7003"', "listen")
 
 
 @attrs.frozen(kw_only=True)

@@ -9,9 +9,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+from bench.gets import getting
 from bench.load import Dial, connect_rate, connect_seconds, echoing
 from bench.rounds import Row, Samples, alternate
-from bench.systems.qanat import Product, read_answer
+from bench.systems.qanat import WEB_HOST, Product, read_answer
 from bench.systems.system import System
 from bench.usage import cpu_seconds
 from bench.world import World
@@ -31,6 +32,9 @@ def measure(world: World) -> Iterator[Row]:
         yield _row(f"cpu_us_echo{count}", samples)
     yield _row("cpu_us_connection_tcp", alternate(systems, plan.rounds, _tcp_cost(plan.rate_seconds)))
     yield _row("cpu_us_connection_unix", alternate([product], plan.rounds, _unix_cost(plan.rate_seconds)))
+    for count in (1, 32):
+        samples = alternate([product], plan.rounds, _get_cost(count, plan.rate_seconds))
+        yield _row(f"cpu_us_get{count}", samples)
     yield _mtls_row(product, plan.rounds, plan.connects)
 
 
@@ -69,6 +73,20 @@ def _echo_cost(connections: int, seconds: float) -> Callable[[System], float]:
             before = _spent(system)
             rate = run(seconds)
             return 1e6 * (_spent(system) - before) / (rate * seconds)
+
+    return measure_one
+
+
+def _get_cost(connections: int, seconds: float) -> Callable[[Product], float]:
+    request = f"GET /small?a=1 HTTP/1.1\r\nHost: {WEB_HOST}\r\nAccept: */*\r\n\r\n".encode()
+
+    def measure_one(product: Product) -> float:
+        assert product.web is not None
+        with getting(product.web, request, connections) as run:
+            run(seconds / 10)
+            before = _spent(product)
+            rate = run(seconds)
+            return 1e6 * (_spent(product) - before) / (rate * seconds)
 
     return measure_one
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.delay import maybe_delayed
-from bench.load import Dial, LoadError, dial, dial_unix
+from bench.load import Dial, LoadError, dial, dial_unix, dialler
 from bench.places import HERE, ON_LOOPBACK, Ends, Place
 from bench.processes import BenchError, child, free_ports, wait_until
 from bench.systems.system import System, on_loopback
@@ -28,6 +28,7 @@ from tunnel_core.identity import Role, SpiffeId
 
 NODE = "bench"
 TRUST_DOMAIN = "bench.internal"
+WEB_HOST = f"page--{NODE}.localhost"
 _UNIX_SOCKET = "connect.sock"
 
 
@@ -42,6 +43,8 @@ class Product(System):
     connect: Mapping[str, Dial] = field(default_factory=dict)
     handshake: Dial | None = None
     unix_requests: Mapping[str, Dial] = field(default_factory=dict)
+    web: Dial | None = None
+    """Opens connections to the `web` entrance, where `WEB_HOST` is the virtual host of the page."""
     server_ops: int = 0
     agent_ops: int = 0
 
@@ -53,6 +56,7 @@ class Server:
     pid: int
     agents: int
     https: int
+    web: int
     ops: int
     tcp: Mapping[str, int]
     authority: Authority
@@ -118,6 +122,7 @@ def running(
             connect=_connect_dials(connect, targets),
             handshake=connect,
             unix_requests={role: _unix_request(server, port) for role, port in targets.items()},
+            web=dialler("127.0.0.1", server.web, ends.server),
             server_ops=server.ops,
             agent_ops=agent_ops,
         )
@@ -158,7 +163,7 @@ def serving(
     argv = [*run("qanat-server"), "run", "--config", str(config)]
     with child(argv, log, place=ends.server) as process:
         wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
-        yield Server(process.pid, agents, https, ops, ports, authority, log, ends.server)
+        yield Server(process.pid, agents, https, web, ops, ports, authority, log, ends.server)
 
 
 @contextmanager
@@ -182,6 +187,8 @@ def _attached(
         f'[link]\nprofile = "{profile}"',
         f'[ops]\nlisten = "127.0.0.1:{ops}"',
     ]
+    if "page" in targets:
+        lines += [f'[[service]]\nname = "page"\nprotocol = "http"\ntarget = "127.0.0.1:{targets["page"]}"']
     config, log = folder / "agent.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
     argv = [*run("qanat-agent"), "run", "--config", str(config)]

@@ -24,6 +24,7 @@ from bench.__main__ import main
 from bench.delay import maybe_delayed
 from bench.exchanges import count_exchanges
 from bench.figures import FAMILIES, FIGURES
+from bench.gets import getting
 from bench.keystrokes import echoes, opened, sink
 from bench.load import (
     MIB,
@@ -79,6 +80,17 @@ def test_echoes_are_timed_one_by_one_and_counted_together(to: Mapping[str, Dial]
 def test_new_connections_are_timed_and_counted(to: Mapping[str, Dial]) -> None:
     assert len(connect_seconds(to["echo"], 10)) == 10
     assert connect_rate(to["echo"], 8, 0.05) > 100
+
+
+def test_small_gets_are_counted(to: Mapping[str, Dial]) -> None:
+    with getting(to["page"], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 4) as run:
+        assert run(0.1) > 100
+    with to["page"]() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while piece := sock.recv(4096):
+            answer += piece
+    assert answer.endswith(b"</html>\n")
 
 
 def test_connections_can_stand_idle_or_stalled(to: Mapping[str, Dial]) -> None:

@@ -30,7 +30,10 @@ from tunnel_core.wire.codec import decode_packet, encode_packet
 from tunnel_core.wire.frames import Malformed, Unknown
 from tunnel_server.access.routing import route_authority, route_web_host, target_header
 from tunnel_server.pki.enrolment.request import node_asked_for, parse_login
-from tunnel_server.reverse_proxy.headers import check_web_request, host_of, request_forward, wants_html
+from tunnel_server.reverse_proxy.headers import check_web_request, request_forward, wants_html
+from tunnel_server.reverse_proxy.hosts import Hosts, Origin
+from tunnel_server.reverse_proxy.http1 import browser_request
+from tunnel_server.reverse_proxy.requests import encode_head
 
 MAX_BYTES = 20 * 1024
 """Sizes a little above the largest head and the largest certificate request that the server reads."""
@@ -92,10 +95,12 @@ def _served(pieces: Sequence[bytes]) -> tuple[_Seen, bytes]:
 
 async def _read_web_request(http: HttpConnection, request: h11.Request, body: bytearray) -> None:
     """Do with a request what the web entrance and EST do before authentication."""
-    check_web_request(request)
+    asked = browser_request(request, "192.0.2.1")
+    check_web_request(asked)
     wants_html(request.headers)
-    if _quietly(lambda: route_web_host(host_of(request), "example.com")):
-        request_forward(request, "192.0.2.1")
+    if _quietly(lambda: route_web_host(asked.host, "example.com")):
+        hosts = Hosts(Origin(asked.scheme, asked.authority), Origin(b"http", b"localhost:8080"))
+        encode_head(request_forward(asked, hosts, persists=True, claims=True))
     async for piece in http.receive_body():
         body += piece
         if len(body) > _MAX_BODY_BYTES:

@@ -106,7 +106,7 @@ def test_everything_can_be_set() -> None:
         (
             {"web": {"listen": ["127.0.0.1:1", "0.0.0.0:80"]}},
             "web.listen: 0.0.0.0:80 is reachable from other machines, and the web entrance has no login yet; "
-            'listen on loopback: "127.0.0.1:7003"',
+            'listen on loopback: "127.0.0.1:7003", or write login = "certificate"',
         ),
         (
             {"tcp": [{"listen": "[::]:22", "node": "a", "target": "b:1"}]},
@@ -163,7 +163,11 @@ def test_everything_can_be_set() -> None:
             {"web": {"keep_days": 5}},
             "web.keep_days: unknown key; it is a key of [audit]: write it below that",
         ),
-        ({"web": {"mode": "0600"}}, "web.mode: unknown key; known: listen, domain"),
+        (
+            {"web": {"service": [{"name": "red"}, {"name": "red", "host": "keep"}]}},
+            "web.service: [[web.service]] has two entries for red; keep one of them",
+        ),
+        ({"web": {"mode": "0600"}}, "web.mode: unknown key; known: listen, domain, login"),
         (
             {"tcp": [{"listen": "127.0.0.1:1", "node": "a", "target": "http://db:80/x"}]},
             "tcp#1.target: a http:// URL stands where an address belongs; write 'db:80'",

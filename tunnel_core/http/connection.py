@@ -26,10 +26,13 @@ class Body(AsyncIterator[bytes]):
 
     def __init__(self, receive_event: Callable[[], Awaitable[h11.Data | h11.EndOfMessage]]) -> None:
         self._receive_event = receive_event
+        self.trailers: list[tuple[bytes, bytes]] = []
+        """Trailers, spelled as received, after the end of the body."""
 
     async def __anext__(self) -> bytes:
         event = await self._receive_event()
         if isinstance(event, h11.EndOfMessage):
+            self.trailers = event.headers.raw_items() if event.headers else self.trailers
             raise StopAsyncIteration
         return bytes(event.data)
 

@@ -92,6 +92,11 @@ class HttpConnection(Connection):
         """Whether a request was received and its answer is not complete. After a switch always True."""
         return self._h11.our_state not in (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
+    @property
+    def is_http_1_0(self) -> bool:
+        """Whether the request is of HTTP/1.0, which knows neither interim answers nor chunks."""
+        return self.request is not None and self.request.http_version == b"1.0"
+
     async def next_request(self) -> h11.Request | None:
         """Return the next request; None if the peer ends its half or stays idle between requests.
 
@@ -153,8 +158,18 @@ class HttpConnection(Connection):
             self._h11.next_event()
         return request
 
+    def receive_body(self, *, answer_expect: bool = True) -> Body:
+        """Return the pieces of the body as they arrive.
+
+        The first read answers ``Expect: 100-continue``, unless the caller does so by itself.
+        """
+        return Body(self._receive_body_event if answer_expect else self._read_body_event)
+
     async def _receive_body_event(self) -> h11.Data | h11.EndOfMessage:
         await self._continue_if_expected()
+        return await self._read_body_event()
+
+    async def _read_body_event(self) -> h11.Data | h11.EndOfMessage:
         try:
             with trio.move_on_after(self.limits.body_idle_seconds):
                 return await self._next_body_event()

@@ -32,7 +32,7 @@ class FloodError(Exception):
     """Raised when the client exceeds a budget; the text names the frames."""
 
 
-class _Tokens:
+class Tokens:
     """Tokens that refill with time, up to ``capacity``. ``now`` is in monotonic seconds."""
 
     __slots__ = ("_at", "_per_second", "capacity", "left")
@@ -55,9 +55,9 @@ class FrameBudget:
     __slots__ = ("_control", "_control_bytes", "_flow")
 
     def __init__(self, now: float) -> None:
-        self._control = _Tokens(CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND, now)
-        self._control_bytes = _Tokens(CONTROL_BYTES, CONTROL_BYTES_PER_SECOND, now)
-        self._flow = _Tokens(FLOW_FRAMES, FLOW_FRAMES_PER_SECOND, now)
+        self._control = Tokens(CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND, now)
+        self._control_bytes = Tokens(CONTROL_BYTES, CONTROL_BYTES_PER_SECOND, now)
+        self._flow = Tokens(FLOW_FRAMES, FLOW_FRAMES_PER_SECOND, now)
 
     def charge_control(self, size: int, now: float) -> None:
         """Charge a frame with ``size`` bytes of payload."""

@@ -75,10 +75,8 @@ class Session:
         self.node = node
         self.hello = hello
         self.welcome = welcome
-        self.session_id = welcome.session.hex()[:8]
-        """Names the session in logs on both ends."""
-        self.instance, self.boot = hello.instance, hello.boot
-        """Ids of the agent's process and of the machine's boot."""
+        self.session_id = welcome.session.hex()[:8]  # names the session in logs on both ends
+        self.instance, self.boot = hello.instance, hello.boot  # ids of the agent's process, and of the boot
         self.peer_address = ""
         self.attached_at = math.inf  # when the first carrier arrived, in trio's clock
         self.ended: tuple[Reason, str] | None = None
@@ -88,13 +86,11 @@ class Session:
         self._timer = Timer()
         self._pending_opens = PendingOpens(node, limits)
         self._streams = OpenStreams(node, self.session_id, self._pending_opens, on_open)
-        self.streams: Mapping[int, TunnelStream] = self._streams.all
-        """The streams that their owners have not closed yet."""
+        self.streams: Mapping[int, TunnelStream] = self._streams.all  # not closed by their owners yet
         self._mux = make_mux(
             hello, welcome, limits, pool, send_pool, self._streams, self._timer, opener=opener
         )
-        self.mux_streams: Collection[StreamState] = self._mux.streams.values()
-        """All streams with state in the mux, including streams that their owners have closed."""
+        self.mux_streams: Collection[StreamState] = self._mux.streams.values()  # also those closed here
         self._carriage = Carriage(self._mux, self._timer)
         profile, now = profile_of(metered=hello.metered), trio.current_time()
         self._protocol = SessionProtocol(
@@ -114,6 +110,10 @@ class Session:
     @property
     def services(self) -> tuple[Service, ...]:
         return self.hello.services
+
+    @property
+    def is_draining(self) -> bool:
+        return self._streams.draining or self._protocol.peer_draining  # new streams are refused
 
     @property
     def attachment(self) -> Attachment | None:
@@ -352,7 +352,7 @@ class Session:
         """
         if self.ended is not None:
             raise Refused(Reason.NODE_NOT_ATTACHED, f"node {self.node} is not attached: {self.ended[1]}")
-        if self._streams.draining or self._protocol.peer_draining:
+        if self.is_draining:
             raise self._streams.why_draining()
         request = Open(0, str(target), user, entrance, 0, verb=verb, target_tls=target_tls)
         stream = self._streams.open(self._mux.open(request, early_data), on_opened)

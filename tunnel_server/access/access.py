@@ -108,15 +108,17 @@ class Access:
             return None
         if reads is Reads.NONE:
             self.require(user, Verb.API)
-        name, groups, decide = user.name, user.groups, self.index.decide
-        return lambda node: decide(AccessRequest(name, groups, Verb.API, node)).grant is not None
+        return lambda node: self.may(user, Verb.API, node)
+
+    def may(self, user: User, verb: Verb, node: str, target: Target | None = None) -> bool:
+        """Whether a grant allows ``verb`` on the node: to ``target``, or to any target if that is None."""
+        return self.index.decide(AccessRequest(user.name, user.groups, verb, node, target)).grant is not None
 
     def may_read_node(self, user: User, node: str) -> bool:
         """Whether the user may read this node."""
         if isinstance(user, Administrator):
             return True
-        request = AccessRequest(user.name, user.groups, Verb.API, node)
-        return self.index.decide(request).grant is not None
+        return self.may(user, Verb.API, node)
 
     def require_node(self, user: User, node: str) -> None:
         """Raise ``Refused`` unless the user may read this node."""

@@ -60,7 +60,14 @@ class _Readable:
 
 
 class NotOpened(Refused):
-    """Refusal of a stream to an authenticated user. The refusal is already recorded."""
+    """Refusal of a stream to an authenticated user. The refusal is already recorded.
+
+    ``stream_id`` is the stream's id in the log; empty if none was opened.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "", stream_id: str = "") -> None:
+        super().__init__(reason, detail)
+        self.stream_id = stream_id
 
 
 class Opener:
@@ -191,11 +198,24 @@ class UserStream:
         self._detail = ""
 
     async def __aenter__(self) -> UserStream:
+        return self.enter()
+
+    def enter(self) -> UserStream:
+        """Open the stream, as the ``async with`` block does. The caller then calls ``leave`` once."""
         early_data, self._early_data = self._early_data, b""
         self.stream = self._opener.begin(self, self._request, early_data)
         self._entry = self._opener.watch(self._request.user.certificate, self.revoke)
         self._watched = self._opener.watch_grant(self._request, self.grant, self.revoke)
         return self
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Close the stream, or reset it because of ``error``, and record its end. Never blocks."""
+        self._stop_watching()
+        if error is not None:
+            self.fail(error)
+        elif not self.stream.is_closed:
+            self.stream.close_nowait()
+        self.record_end()
 
     async def __aexit__(
         self,
@@ -203,13 +223,7 @@ class UserStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._entry is not None:
-            self._entry.remove()
-            self._entry = None  # it refers to this object: a cycle
-        if self._watched is not None:
-            self._watched.remove()
-            self.grant = self._watched.grant  # another grant may have replaced the first
-            self._watched = None
+        self._stop_watching()
         try:
             if error is not None:
                 self.fail(error)
@@ -218,7 +232,16 @@ class UserStream:
         finally:
             self.record_end()
         if isinstance(error, Refused):
-            raise NotOpened(*self.verdict) from None
+            raise NotOpened(*self.verdict, self.stream.id) from None
+
+    def _stop_watching(self) -> None:
+        if self._entry is not None:
+            self._entry.remove()
+            self._entry = None  # it refers to this object: a cycle
+        if self._watched is not None:
+            self._watched.remove()
+            self.grant = self._watched.grant  # another grant may have replaced the first
+            self._watched = None
 
     async def _close(self) -> None:
         try:

@@ -146,6 +146,17 @@ def route_web_host(host: str, domain: str) -> WebHost:
     return WebHost(service, alias)
 
 
+def canonical_authority(host: str) -> str:
+    """Return a ``Host`` header in lower case. Raises ``Refused`` if it is none, or ends with a dot.
+
+    A browser takes the name with a dot at its end for another origin, with cookies of its own.
+    """
+    _host_name(host)
+    if (host.rpartition(":")[0] if _has_port(host) else host).endswith("."):
+        raise Refused(Reason.BAD_REQUEST, "the host ends with a dot; write it without")
+    return host.lower()
+
+
 def _host_name(host: str) -> str:
     try:
         # Browsers omit the scheme's default port. The parser needs a port, and any number will do.

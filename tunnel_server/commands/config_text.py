@@ -46,9 +46,21 @@ enabled = true
 # socket = $admin_socket
 # mode = "0600"
 
-[web]                             # http://service--node.<domain>; loopback only, because it has no login yet
+[web]                             # http://service--node.<domain>; loopback only while login = "none"
 listen = ["127.0.0.1:$web"]
 domain = "localhost"
+# login = "none"                  # "certificate": browsers show a user's certificate, over TLS
+# own_certificate = false         # true: TLS with a certificate of this server's own authority
+# trusted_proxies = []            # ["10.0.0.5/32"]: whose X-Forwarded-For, -Proto and -Host are believed
+# head_bytes = 65536
+# [[web.certificate]]             # TLS with your certificate; several are chosen by the host's name
+# certificate_file = "/etc/letsencrypt/live/edge.example.com/fullchain.pem"
+# key_file = "/etc/letsencrypt/live/edge.example.com/privkey.pem"
+
+# [[web.service]]                 # for the services of one name, on all nodes
+# name = "grafana"
+# host = "rewrite"                # the service reads its own address in Host; "keep": the virtual host
+# forwarded = false               # true: the service reads X-Forwarded-For, -Host and -Proto
 
 # [[tcp]]                         # one local port for one target of one node
 # listen = "127.0.0.1:2222"

@@ -93,7 +93,7 @@ def _write_folders(loaded: ServerConfig, is_usual: bool) -> Iterator[Path]:
 
 
 def _reads(loaded: ServerConfig) -> Iterator[Path]:
-    for file in loaded.credential_files:
+    for file in (*loaded.credential_files, *loaded.web.files):
         if not file.is_relative_to(loaded.data_dir):
             yield file
 

@@ -106,7 +106,9 @@ class _Requests:
         """Answer one request. Raises ``Refused``."""
         self._section = self._entrance
         self._caller.accepted.ticket.progressed()
-        refuse_cross_site(request)  # A browser presents its user's certificate for any page.
+        refuse_cross_site(
+            request.method, request.headers
+        )  # A browser presents its user's certificate for any page.
         match = self._router.find(request)
         self._section = match.section.name
         await self._router.answer(match, http, request, self._caller)

@@ -27,7 +27,7 @@ Addresses: TypeAlias = Mapping[str, Sequence[str]]
 _DESCRIPTOR_SHARE = 8
 """Part of all descriptors that unauthenticated connections of one listener may hold; as many may wait. Half
 stays for streams, agents and administrators."""
-_DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls, WEB: decline_http}
+_DECLINES: Mapping[str, Decline] = {AGENTS: decline_tls, HTTPS: decline_tls}
 """Answer of a TCP listener when there are too many connections. The ``tcp`` entrance has no way to answer."""
 
 
@@ -85,6 +85,15 @@ class OpenListeners:
             )
             await self._serve(listener, handler)
 
+    async def open_web(
+        self, addresses: Sequence[str], handler: Handler, *, is_tls: bool, has_login: bool
+    ) -> None:
+        """Listen for browsers on all ``addresses``, which may be empty. Raises ``CannotListen``."""
+        if addresses:
+            decline = decline_tls if is_tls else decline_http
+            admission = self._admission(WEB if has_login else TCP)
+            await self._serve(await listen_tcp(WEB, addresses, admission, self._reporter, decline), handler)
+
     async def open_unix(self, entrance: str, address: UnixAddress, handler: Handler) -> None:
         """Listen on a unix socket. Raises ``CannotListen``."""
         admission = self._admission(entrance)
@@ -96,7 +105,7 @@ class OpenListeners:
 
     def _admission(self, entrance: str) -> Admission:
         limits = self._limits
-        if entrance in (TCP, WEB):  # These entrances do not authenticate, so only the total counts.
+        if entrance == TCP:  # This entrance does not authenticate, so only the total counts.
             limit = limits.max_connections
             return Admission(limit, limit, limit, clock=trio.current_time)
         total: int = limits.max_connections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import trio
@@ -38,9 +38,12 @@ from tunnel_server.entrances.open_listeners import HTTPS, OpenListeners
 from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
-from tunnel_server.entrances.web.entrance import WebEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance, WebTls
+from tunnel_server.entrances.web.login import CertificateLogin, LoopbackLogin
+from tunnel_server.entrances.web.proxies import TrustedProxies
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.addresses import UnixAddress
+from tunnel_server.listeners.listener import Handler
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
 from tunnel_server.nodes.attach import SessionAcceptor
@@ -49,6 +52,7 @@ from tunnel_server.pki.enrolment.enrolment import Enrolment, EnrolmentSettings
 from tunnel_server.pki.public_addresses import advertised_names, bound_addresses
 from tunnel_server.pki.reload import Reload, ServerAuthority, ServerCertificates
 from tunnel_server.store.store import Store
+from tunnel_server.web_config import WebLogin
 
 ADMIN = "admin"
 
@@ -94,7 +98,7 @@ class Entrances:
             await self._open_https()
             await self._open_admin()
             await self._open_connect_socket()
-            await self._open_web()
+            await self._open_web(nursery)
             for forward in self.config.tcp:
                 await self._open_tcp(forward)
             yield
@@ -134,9 +138,30 @@ class Entrances:
         entrance = self._https_entrance(CONNECT, [ConnectEntrance(self.opener).section()], identify, None)
         await self.listeners.open_unix(CONNECT, UnixAddress(unix.path, unix.mode, unix.group), entrance.serve)
 
-    async def _open_web(self) -> None:
-        web = WebEntrance(self.opener, self.config.web.domain, self._head_limits())
-        await self.listeners.open_tcp(WEB, _listed(self.config.web.listen), web.serve)
+    async def _open_web(self, nursery: trio.Nursery) -> None:
+        config, limits, certificates = self.config.web, self.config.limits, self.certificates.web
+        users = UserConnections(limits.max_connections_per_user, limits.max_connections)
+        has_login = config.login is WebLogin.CERTIFICATE
+        web = WebEntrance(
+            self.opener,
+            config.domain,
+            replace(self._head_limits(), max_head_bytes=config.head_bytes),
+            config.service,
+            login=CertificateLogin(self.credential_watch)
+            if has_login
+            else LoopbackLogin(self.config.trust_domain),
+            proxies=TrustedProxies(config.trusted_proxies),
+            tls=None if certificates is None else WebTls(contexts=certificates.contexts, users=users),
+        )
+        nursery.start_soon(web.pool.run)
+        handler: Handler = web.serve
+        if certificates is not None:
+            nursery.start_soon(certificates.keep_current)
+            handler = over_tls(WEB, certificates.contexts, limits.handshake_seconds, handler, self.records)
+        addresses = _listed(config.listen)
+        await self.listeners.open_web(
+            addresses, handler, is_tls=certificates is not None, has_login=has_login
+        )
 
     async def _open_tcp(self, given: Tcp) -> None:
         forward = TcpForward(str(given.listen), given.node, given.target, given.allow_from)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -43,6 +44,14 @@ class TlsFiles:
     user_trust_file: Path | None = None
 
 
+class Contexts(Protocol):
+    """The TLS context for new connections, which may be replaced at any time."""
+
+    @property
+    def current(self) -> ssl.SSLContext:
+        """The context with which the next handshake begins."""
+
+
 class TlsContexts:
     """The TLS context for new connections, which ``reload`` replaces."""
 
@@ -77,19 +86,35 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
     # Optional, so that a client without a certificate receives a 401 with the cause, not a mere TLS alert.
     context.verify_mode = ssl.CERT_REQUIRED if files.requires_certificate else ssl.CERT_OPTIONAL
     context.set_alpn_protocols([files.alpn])
-    context.options |= ssl.OP_NO_RENEGOTIATION
     if files.min_version == "1.3":
         # Each suite of TLS 1.3 is strong, and the client knows which one its processor computes fast: a board
         # without instructions for AES offers ChaCha20 first, and gRPC offers AES-128 before AES-256.
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-    # A resumed session would skip the check of the certificate's dates and, later, its revocation.
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET
+    refuse_resumption(context)
     return context
 
 
+def refuse_resumption(context: ssl.SSLContext) -> None:
+    """Make each connection of ``context`` prove its keys in a handshake of its own, and in one only.
+
+    A resumed session would skip the check of the certificate's dates and, later, its revocation.
+    """
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+
+
+class ServedTlsStream(SocketTlsStream):
+    """TLS of a connection to a listener."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context of the connection, which the name that the client sent may have chosen."""
+        return self._tls.context
+
+
 def over_tls(
-    entrance: str, contexts: TlsContexts, handshake_seconds: float, handler: Handler, reporter: Reporter
+    entrance: str, contexts: Contexts, handshake_seconds: float, handler: Handler, reporter: Reporter
 ) -> Handler:
     """Return a handler that completes the TLS handshake and passes the ``TlsStream`` to ``handler``.
 
@@ -100,7 +125,7 @@ def over_tls(
     async def handle(accepted: AcceptedConnection) -> None:
         transport = accepted.stream
         assert isinstance(transport, SocketStream)
-        stream = SocketTlsStream(transport, contexts.current, server_side=True)
+        stream = ServedTlsStream(transport, contexts.current, server_side=True)
         try:
             await _handshake(stream, handshake_seconds, HandshakeTurns(turns, accepted.ticket))
         except Refused as refused:

@@ -15,6 +15,7 @@ from tunnel_server.config import ServerConfig
 from tunnel_server.pki.enrolment.signer import Signer, load_signer
 from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.pki.server_credentials import BadCredentials, make_contexts, read_credentials, tls_files
+from tunnel_server.pki.web_certificates import open_web_certificates
 
 _log = logging.getLogger("qanat.server")
 
@@ -39,6 +40,8 @@ class ServerCertificates:
         self.agents = make_contexts(replace(files, alpn=agents_alpn, requires_certificate=True))
         """The TLS contexts of the agents' listener."""
         self._trust_bundle = self._credentials.roots_to_send()
+        self.web = open_web_certificates(config, wall)
+        """The certificates for browsers, or None if their listener has no TLS."""
 
     @property
     def description(self) -> Description:
@@ -57,6 +60,8 @@ class ServerCertificates:
     def reload(self) -> None:
         """Read the files again. Raises ``BadCredentials``, ``OSError`` or ``ValueError``."""
         credentials = read_credentials(self._tls, self._wall())
+        if self.web is not None:
+            self.web.reload()  # keeps what it cannot use
         self.https.reload()
         self.agents.reload()
         self._credentials = credentials

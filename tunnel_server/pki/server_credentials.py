@@ -96,19 +96,26 @@ def tls_files(tls: Tls) -> TlsFiles:
 
 def read_credentials(tls: Tls, now: datetime) -> Credentials:
     """Read and check the files of ``tls``. ``now`` is UTC. Raises ``BadCredentials``."""
-    server_tls = ServerTls(
-        key_pem=_read_key(tls.key_file, tls.certificate_file),
-        chain_pem=_read(tls.certificate_file),
-        roots_pem=_read(tls.trust_file),
-    )
-    description = _describe(tls.certificate_file, server_tls.chain_pem)
+    key_pem, chain_pem, description = read_pair(tls.certificate_file, tls.key_file)
+    server_tls = ServerTls(key_pem=key_pem, chain_pem=chain_pem, roots_pem=_read(tls.trust_file))
     _describe(tls.trust_file, server_tls.roots_pem)
     if tls.user_trust_file is not None:
         _describe(tls.user_trust_file, _read(tls.user_trust_file))
-    _check_names(tls.certificate_file, description)
     _check_dates(tls.certificate_file, description, now)
     _check_as_a_whole(tls)
     return Credentials(server_tls, tls.certificate_file, description)
+
+
+def read_pair(certificate_file: Path, key_file: Path) -> tuple[bytes, bytes, Description]:
+    """Return the key, the chain (both PEM), and the description of the certificate.
+
+    Raises ``BadCredentials`` for files that cannot be read, or a certificate without names of hosts. Whether
+    the two belong together is left to OpenSSL.
+    """
+    key_pem, chain_pem = _read_key(key_file, certificate_file), _read(certificate_file)
+    description = _describe(certificate_file, chain_pem)
+    _check_names(certificate_file, description)
+    return key_pem, chain_pem, description
 
 
 def make_contexts(files: TlsFiles) -> TlsContexts:

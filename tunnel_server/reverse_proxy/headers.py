@@ -1,25 +1,21 @@
 """HTTP heads of the ``web`` entrance: headers that are removed, added or refused. No I/O.
 
-h11 parses and rewrites both directions. Framing is never copied, so both sides see the same messages. This
-prevents request smuggling.
+Both directions are parsed and written anew. Framing is never copied, so both sides see the same messages.
+This prevents request smuggling.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
-import h11
-
-from tunnel_core.http.head import header_values
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.reverse_proxy.hosts import Hosts
+from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers, header_values
+from tunnel_server.reverse_proxy.requests import TargetRequest
 
-RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
-
-# RFC 9110 section 7.6.1, with older names that are still in use. This server answers Expect itself, when it
-# reads the body.
+# RFC 9110 section 7.6.1, with older names that are still in use.
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -30,7 +26,6 @@ _HOP_BY_HOP = frozenset(
         b"proxy-authorization",
         b"proxy-connection",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
@@ -66,25 +61,84 @@ _FRAMES = frozenset({b"embed", b"fencedframe", b"frame", b"iframe", b"object"})
 # Alt-Svc would point browsers at a port of this server that is not the service's.
 _DROPPED_FROM_RESPONSE = frozenset({b"alt-svc"})
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_TUNNELLED_HTTP = (b"h2c", b"http/", b"tls/")
+"""Beginnings of protocols that are HTTP again. Their requests would pass this server unread."""
+_NOT_IN_TRAILERS = frozenset(
+    {
+        *(b"authorization", b"cache-control", b"content-encoding", b"content-length", b"content-range"),
+        *(b"content-security-policy", b"content-type", b"cookie", b"host", b"location", b"max-forwards"),
+        *(b"origin", b"range", b"referer", b"set-cookie", b"trailer", b"www-authenticate"),
+    }
+)
+"""RFC 9110 section 6.5.1: a trailer must not change how the message is framed, routed or authorised."""
 _COOKIE_DOMAIN = re.compile(rb";[ \t]*domain[ \t]*=[^;]*", re.IGNORECASE)
 _WEBSOCKET = b"websocket"
+_OF_A_CONNECTION = (b"ntlm", b"negotiate")
+"""Schemes that log in a connection, not a request (RFC 4559)."""
 
 
-def request_forward(request: h11.Request, source: str) -> h11.Request:
-    """Return the request for the target. ``source`` is the user's address.
+def request_forward(request: BrowserRequest, hosts: Hosts, *, persists: bool, claims: bool) -> TargetRequest:
+    """Return the request for the target.
 
-    ``Host`` stays as the browser sent it. Services compare it with ``Origin`` before they accept a WebSocket,
-    and build redirects and cookies from it. Those must lead back here, not to a name known only at the edge.
+    With ``persists`` another request may follow on the connection. With ``claims`` the target reads the
+    user's address and the virtual host in ``X-Forwarded-*``. Home Assistant refuses such a request.
     """
-    upgrade = wants_websocket(request)
-    headers = [(name, value) for name, value in _end_to_end(request) if not _is_forgeable(name.lower())]
-    headers += _framing(request)
-    # One stream carries one request, so the target can close its connection afterwards.
-    headers.append((b"Connection", b"Upgrade" if upgrade else b"close"))
+    kept = [
+        (name, value) for name, value in _end_to_end(request.headers) if _may_forward(name.lower(), request)
+    ]
+    headers: Headers = [*([(b"Host", hosts.host)] if hosts.host else []), *hosts.forward(kept)]
+    upgrade, is_chunked = upgrade_of(request), request.body_length is None
+    options = [b"Upgrade"] if upgrade else [] if persists else [b"close"]
+    if is_chunked:
+        headers.append((b"Transfer-Encoding", b"chunked"))
+    if request.expects_continue and request.has_body:
+        headers.append((b"Expect", b"100-continue"))
+    if b"trailers" in _tokens(request.headers, b"te"):
+        headers.append((b"TE", b"trailers"))
+        options.append(b"TE")
+    if options:
+        headers.append((b"Connection", b", ".join(options)))
     if upgrade:
-        headers.append((b"Upgrade", _WEBSOCKET))
-    headers += _our_claims(request, source)
-    return h11.Request(method=request.method, target=request.target, headers=headers)
+        headers.append((b"Upgrade", upgrade))
+    if claims:
+        headers += _our_claims(request)
+    return TargetRequest(request.method, request.target, headers, is_chunked)
+
+
+def upgrade_of(request: BrowserRequest) -> bytes:
+    """Return the protocols that the target is asked to switch to; empty for an ordinary request.
+
+    Protocols that are HTTP again (h2c) are removed, because their requests would pass unchecked. RFC 9110
+    section 7.8 lets a server ignore any upgrade.
+    """
+    if wants_websocket(request):
+        return _WEBSOCKET
+    if request.method not in (b"GET", b"POST"):
+        return b""
+    asked = [protocol.strip() for protocol in request.upgrade.split(b",")]
+    return b", ".join(
+        protocol
+        for protocol in asked
+        if protocol and protocol.lower() != _WEBSOCKET and not protocol.lower().startswith(_TUNNELLED_HTTP)
+    )
+
+
+def trailers_forward(trailers: Headers) -> Headers:
+    """Return the trailers of a request that the target may read. Programs may merge them into the headers."""
+    return [(name, value) for name, value in trailers_back(trailers) if not _is_forgeable(name.lower())]
+
+
+def trailers_back(trailers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the trailers that do not concern framing, routing or authorisation."""
+    refused = _HOP_BY_HOP | _NOT_IN_TRAILERS
+    return [(name, value) for name, value in trailers if name.lower() not in refused]
+
+
+def _may_forward(name: bytes, request: BrowserRequest) -> bool:
+    """Whether the header with this lower-case name is forwarded as it is."""
+    if name == b"content-length":
+        return request.body_length is not None
+    return name not in (b"host", b"trailer") and not _is_forgeable(name)
 
 
 def _is_forgeable(name: bytes) -> bool:
@@ -99,52 +153,60 @@ def _is_forgeable(name: bytes) -> bool:
     return normalised != name and (normalised in _HOP_BY_HOP or normalised in _FRAMING)
 
 
-def _our_claims(request: h11.Request, source: str) -> RawHeaders:
+def _our_claims(request: BrowserRequest) -> Headers:
     return [
-        (b"X-Forwarded-For", source.encode("ascii")),
-        (b"X-Forwarded-Host", host_of(request).encode("latin-1")),
-        (b"X-Forwarded-Proto", b"http"),
+        (b"X-Forwarded-For", request.source.encode("ascii")),
+        (b"X-Forwarded-Host", request.authority),
+        (b"X-Forwarded-Proto", request.scheme),
     ]
 
 
-def _framing(request: h11.Request) -> RawHeaders:
-    """Return the header for a chunked body. ``Content-Length`` is end-to-end and needs no header here."""
-    chunked = header_values(request, b"transfer-encoding")
-    return [(b"Transfer-Encoding", b"chunked")] if chunked else []
-
-
-def response_back(response: h11.Response) -> h11.Response:
-    """Return the answer for the browser. h11 adds the framing that the browser's HTTP version needs."""
-    headers = [
-        (name, value) for name, value in _end_to_end(response) if name.lower() not in _DROPPED_FROM_RESPONSE
+def response_back(response: AnswerHead, hosts: Hosts) -> AnswerHead:
+    """Return the answer for the browser. The adapter adds the framing that the browser's version needs."""
+    kept = [
+        (name, value)
+        for name, value in _end_to_end(response.headers)
+        if name.lower() not in _DROPPED_FROM_RESPONSE
     ]
-    if header_values(response, b"transfer-encoding"):
-        headers = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-    headers = [*map(_own_cookie, headers), (b"Content-Security-Policy", _frame_policy(response))]
-    return h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)
+    policy = (b"Content-Security-Policy", _frame_policy(response.headers))
+    headers = [*map(_own_cookie, hosts.back(kept)), policy]
+    return AnswerHead(response.status, headers, response.reason)
 
 
-def _frame_policy(response: h11.Response) -> bytes:
+def interim_back(response: AnswerHead) -> AnswerHead:
+    """Return an interim answer for the browser, such as 100, 102 or 103."""
+    kept = [
+        (name, value) for name, value in _end_to_end(response.headers) if name.lower() != b"content-length"
+    ]
+    return AnswerHead(response.status, [*map(_own_cookie, kept)], response.reason)
+
+
+def _frame_policy(headers: Headers) -> bytes:
     """Return a policy that lets only pages of the same origin frame the answer.
 
     Browsers enforce this policy and each one of the target. A browser that sees ``frame-ancestors`` ignores
     ``X-Frame-Options``, so this policy repeats a ``DENY``.
     """
-    is_denied = any(value.strip().lower() == b"deny" for value in header_values(response, b"x-frame-options"))
+    is_denied = any(value.strip().lower() == b"deny" for value in header_values(headers, b"x-frame-options"))
     return b"frame-ancestors 'none'" if is_denied else b"frame-ancestors 'self'"
 
 
-def switch_back(response: h11.InformationalResponse) -> h11.InformationalResponse:
-    """Return the 101 for the browser. Raises ``Refused`` unless it switches to WebSocket."""
-    upgrades = [value.strip().lower() for value in header_values(response, b"upgrade")]
-    if upgrades != [_WEBSOCKET] or b"upgrade" not in _tokens(response, b"connection"):
+def switch_back(response: AnswerHead, asked: bytes) -> AnswerHead:
+    """Return the 101 for the browser. Raises ``Refused`` unless it switches to a protocol of ``asked``."""
+    chosen = b", ".join(header_values(response.headers, b"upgrade"))
+    is_asked = frozenset() < _listed(chosen) <= _listed(asked)
+    if not is_asked or b"upgrade" not in _tokens(response.headers, b"connection"):
         raise Refused(
             Reason.TARGET_PROTOCOL, "the target switched to another protocol than the browser asked for"
         )
-    headers = [*_end_to_end(response), (b"Connection", b"Upgrade"), (b"Upgrade", _WEBSOCKET)]
-    return h11.InformationalResponse(
-        status_code=101, headers=[*map(_own_cookie, headers)], reason=response.reason
-    )
+    upgrade = _WEBSOCKET if asked == _WEBSOCKET else chosen
+    return AnswerHead(101, [*interim_back(response).headers, (b"Upgrade", upgrade)], response.reason)
+
+
+def binds_connection(request: BrowserRequest, response: AnswerHead) -> bool:
+    """Whether the target has logged in its connection, or is about to (NTLM, Negotiate)."""
+    offers = header_values(response.headers, b"www-authenticate") + request.values(b"authorization")
+    return any(offer.strip().lower().startswith(_OF_A_CONNECTION) for offer in offers)
 
 
 def _own_cookie(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
@@ -153,58 +215,43 @@ def _own_cookie(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return (name, _COOKIE_DOMAIN.sub(b"", value)) if name.lower() == b"set-cookie" else header
 
 
-def _end_to_end(message: h11.Request | h11.Response | h11.InformationalResponse) -> RawHeaders:
+def _end_to_end(headers: Headers) -> Headers:
     """Return the headers, spelled as received, without hop-by-hop headers and those in ``Connection``."""
-    dropped = _HOP_BY_HOP | (_tokens(message, b"connection") - {b"host", b"content-length"})
-    return [(name, value) for name, value in message.headers.raw_items() if name.lower() not in dropped]
+    dropped = _HOP_BY_HOP | (_tokens(headers, b"connection") - {b"host", b"content-length"})
+    return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
-def _tokens(message: h11.Request | h11.Response | h11.InformationalResponse, name: bytes) -> frozenset[bytes]:
-    values = b",".join(header_values(message, name))
+def _tokens(headers: Headers, name: bytes) -> frozenset[bytes]:
+    return _listed(b",".join(header_values(headers, name)))
+
+
+def _listed(values: bytes) -> frozenset[bytes]:
     return frozenset(token.strip().lower() for token in values.split(b",")) - {b""}
 
 
-def wants_websocket(request: h11.Request) -> bool:
-    """Whether the request asks for a WebSocket.
-
-    Other upgrades are removed, because bytes that are not HTTP/1.1 (for example h2c) would pass unchecked.
-    RFC 9110 section 7.8 lets a server ignore any upgrade.
-    """
-    return (
-        request.method == b"GET"
-        and request.http_version == b"1.1"
-        and _WEBSOCKET in _tokens(request, b"upgrade")
-        and b"upgrade" in _tokens(request, b"connection")
-    )
+def wants_websocket(request: BrowserRequest) -> bool:
+    """Whether the request asks for a WebSocket."""
+    return request.method == b"GET" and _WEBSOCKET in _listed(request.upgrade)
 
 
-def has_body(request: h11.Request) -> bool:
-    """Whether the head announces a body."""
-    lengths = header_values(request, b"content-length")
-    return bool(header_values(request, b"transfer-encoding")) or any(value.strip(b"0") for value in lengths)
-
-
-def host_of(request: h11.Request) -> str:
-    """Return the ``Host`` header, or an empty text if there is none, as HTTP/1.0 allows."""
-    return b"".join(header_values(request, b"host")[:1]).decode("latin-1")
-
-
-def check_web_request(request: h11.Request) -> None:
+def check_web_request(request: BrowserRequest) -> None:
     """Raise ``Refused`` for a request that no browser sends to an origin server, or from another site."""
     if request.method in (b"CONNECT", b"TRACE"):
         raise Refused(Reason.METHOD_NOT_ALLOWED, f"{request.method.decode()} is not for the web entrance")
     if not request.target.startswith(b"/") and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Refused(Reason.BAD_REQUEST, "the request target is not a path; this is no forward proxy")
-    if wants_websocket(request) and has_body(request):
+    if wants_websocket(request) and request.has_body:
         # The bytes after the head would be both the body and the first frames (RFC 6455, section 4.1).
         raise Refused(
             Reason.BAD_REQUEST, "a request for a WebSocket has no body, so it must not announce one"
         )
-    refuse_cross_site(request)
+    refuse_cross_site(request.method, request.headers, request.authority)
 
 
-def refuse_cross_site(request: h11.Request) -> None:
-    """Raise ``Refused`` if a page of another site caused this request.
+def refuse_cross_site(
+    method: bytes, headers: Sequence[tuple[bytes, bytes]], authority: bytes | None = None
+) -> None:
+    """Raise ``Refused`` if a page of another site caused this request. None: the authority is in ``Host``.
 
     Such a page would act with the user's rights. A link from another site may lead here. A script, a form or
     a frame of another site may not.
@@ -213,14 +260,17 @@ def refuse_cross_site(request: h11.Request) -> None:
     refuses the request. Fetch Metadata (W3C) covers requests without an ``Origin`` or with ``Origin: null``,
     but browsers send it only to https and to ``localhost``.
     """
-    if _OF_A_PAGE.isdisjoint([name for name, _ in request.headers]):
+    if _OF_A_PAGE.isdisjoint([name.lower() for name, _ in headers]):
         return
-    site, mode = _last(request, b"sec-fetch-site"), _last(request, b"sec-fetch-mode")
-    is_framed = _last(request, b"sec-fetch-dest") in _FRAMES
-    followed_link = mode == b"navigate" and request.method in (b"GET", b"HEAD") and not is_framed
+    if authority is None:
+        authority = b"".join(header_values(headers, b"host")[:1])
+    site, mode = _last(headers, b"sec-fetch-site"), _last(headers, b"sec-fetch-mode")
+    is_framed = _last(headers, b"sec-fetch-dest") in _FRAMES
+    followed_link = mode == b"navigate" and method in (b"GET", b"HEAD") and not is_framed
     is_foreign = site in (b"cross-site", b"same-site") and not followed_link
-    origins = [value.decode("latin-1").lower() for value in header_values(request, b"origin")]
-    if is_foreign or not all(_is_host(origin, host_of(request)) for origin in origins if origin != "null"):
+    host = authority.decode("latin-1")
+    origins = [value.decode("latin-1").lower() for value in header_values(headers, b"origin")]
+    if is_foreign or not all(_is_host(origin, host) for origin in origins if origin != "null"):
         raise Refused(
             Reason.SOURCE_NOT_ALLOWED, "a page of another site asked for this; open it in its own tab instead"
         )
@@ -234,8 +284,8 @@ def refuse_cross_site(request: h11.Request) -> None:
         )
 
 
-def _last(request: h11.Request, name: bytes) -> bytes:
-    return b"".join(header_values(request, name)[-1:]).strip().lower()
+def _last(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes:
+    return b"".join(header_values(headers, name)[-1:]).strip().lower()
 
 
 def _is_host(origin: str, host: str) -> bool:
@@ -257,4 +307,4 @@ def _is_host(origin: str, host: str) -> bool:
 
 def wants_html(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether the client is probably a browser, because it accepts HTML."""
-    return any(name == b"accept" and b"text/html" in value.lower() for name, value in headers)
+    return any(name.lower() == b"accept" and b"text/html" in value.lower() for name, value in headers)

@@ -46,6 +46,7 @@ from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.https import HttpsEntrance
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import WebEntrance
+from tunnel_server.entrances.web.login import LoopbackLogin
 from tunnel_server.listeners.addresses import UnixAddress
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import AcceptedConnection, Handler, listen_tcp, listen_unix
@@ -250,7 +251,7 @@ async def _dial(address: str) -> SocketStream:
 
 
 async def _browse(site: Site) -> SocketStream:
-    web = WebEntrance(site.opener, "localhost", HeadLimits())
+    web = WebEntrance(site.opener, "localhost", HeadLimits(), login=LoopbackLogin(site.opener.trust_domain))
     return await _dial(await site.listen("web", web.serve))
 
 

@@ -15,7 +15,6 @@ from tests.support.fakes.edge import TRUST_DOMAIN, Edge, open_edge, receive_all,
 from tests.support.fakes.memory_carrier import MemoryCarrier
 from tests.support.fakes.memory_link import LinkPair, memory_links
 from tests.support.fakes.streams import wait_reset
-from tunnel_core.http.server import HeadLimits
 from tunnel_core.identity import Role
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
@@ -25,7 +24,6 @@ from tunnel_core.wire.codec import decode_packet
 from tunnel_core.wire.frames import Data, Open, Packet
 from tunnel_server.auth.users import User
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.listener import AcceptedConnection
 
 AgentTask = Callable[[TunnelStream], Awaitable[None]]
@@ -62,7 +60,7 @@ async def bind(edge: Edge) -> trio.SocketStream:
 
 
 async def browse(edge: Edge) -> trio.SocketStream:
-    web = WebEntrance(edge.opener, "localhost", HeadLimits())
+    web = edge.web()
     return await edge.dial(await edge.listen("web", web.serve))
 
 

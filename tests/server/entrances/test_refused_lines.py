@@ -11,11 +11,9 @@ import trio.testing
 
 from tests.server.entrances.test_connect import serve as serve_connect
 from tests.support.fakes.edge import Edge, open_edge, refuse_with
-from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.listener import Listener
 
 TRIES = 25
@@ -27,7 +25,7 @@ async def tcp(edge: Edge) -> Listener:
 
 
 async def web(edge: Edge) -> Listener:
-    return await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
+    return await edge.listen("web", edge.web().serve)
 
 
 Ask = tuple[Callable[[Edge], Awaitable[Listener]], bytes]

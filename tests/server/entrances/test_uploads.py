@@ -24,7 +24,6 @@ from tests.support.pki import authority as pki
 from tests.support.processes.cloud import Cloud, open_cloud
 from tunnel_core.config.types import ListenAddress, Ops
 from tunnel_core.http.declining import Decline, decline_http, decline_tls
-from tunnel_core.http.server import HeadLimits
 from tunnel_core.names import Target
 from tunnel_core.reasons import Reason
 from tunnel_core.streams import lingering
@@ -37,7 +36,6 @@ from tunnel_core.telemetry.ops_places import MAX_CONNECTIONS, Place
 from tunnel_core.telemetry.ops_server import OpsAccess, OpsPages, serve_ops
 from tunnel_server.auth.identify import identify_by_certificate
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
-from tunnel_server.entrances.web.entrance import WebEntrance
 from tunnel_server.listeners.admission import Admission
 from tunnel_server.listeners.listener import Handler, Listener, listen_tcp
 from tunnel_server.listeners.tls import TlsContexts, over_tls
@@ -169,7 +167,7 @@ async def listening(edge: Edge, most: int, handler: Handler, decline: Decline) -
 
 async def test_a_full_listener_names_the_cause(tmp_path: Path) -> None:
     async with open_edge() as edge:
-        web = WebEntrance(edge.opener, "localhost", HeadLimits())
+        web = edge.web()
         bare = await listening(edge, 0, web.serve, decline_http)
         answer = await trio.to_thread.run_sync(upload, plain(bare.addresses[0]), "/", WEB_HOST)
         assert answer == (503, "too_many_connections")
@@ -265,7 +263,7 @@ async def test_the_early_answer_of_a_target_arrives_through_web(
     then: Callable[[socket.socket], None],
 ) -> None:
     async with linked(target_task(answer_and(then))) as (edge, _):
-        listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
+        listener = await edge.listen("web", edge.web().serve)
         connection = plain(listener.addresses[0])
         answer = await trio.to_thread.run_sync(upload, connection, "/", WEB_HOST)
         assert answer == (413, "no!")

@@ -11,33 +11,64 @@ from hypothesis import strategies as st
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.reverse_proxy.headers import (
+    binds_connection,
     check_web_request,
-    has_body,
+    interim_back,
     request_forward,
     response_back,
     switch_back,
+    trailers_back,
+    trailers_forward,
+    upgrade_of,
     wants_html,
     wants_websocket,
 )
+from tunnel_server.reverse_proxy.hosts import Hosts, Origin
+from tunnel_server.reverse_proxy.http1 import browser_request
+from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest
+from tunnel_server.reverse_proxy.requests import TargetRequest, encode_head
 
 HOST = ("Host", "red--edge1.localhost:7003")
 OWN_ORIGIN = ("Origin", "http://red--edge1.localhost:7003")
 SOCKET = [("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")]
 
 
-def request(*headers: tuple[str, str], method: str = "GET", target: str = "/") -> h11.Request:
-    return h11.Request(method=method, target=target, headers=[HOST, *headers])
+def request(*headers: tuple[str, str], method: str = "GET", target: str = "/") -> BrowserRequest:
+    asked = h11.Request(method=method, target=target, headers=[HOST, *headers])
+    return browser_request(asked, "127.0.0.1")
+
+
+KEPT = Hosts(Origin(b"http", HOST[1].encode()))
+REWRITTEN = Hosts(KEPT.public, Origin(b"http", b"localhost:1880"))
+
+
+def to_target(
+    asked: BrowserRequest, hosts: Hosts = KEPT, *, persists: bool = True, claims: bool = True
+) -> TargetRequest:
+    return request_forward(asked, hosts, persists=persists, claims=claims)
 
 
 def forwarded(*headers: tuple[str, str], method: str = "GET") -> dict[bytes, list[bytes]]:
     grouped: dict[bytes, list[bytes]] = {}
-    for name, value in request_forward(request(*headers, method=method), "127.0.0.1").headers:
-        grouped.setdefault(name, []).append(value)
+    for name, value in to_target(request(*headers, method=method)).headers:
+        grouped.setdefault(name.lower(), []).append(value)
     return grouped
 
 
-def test_host_stays_as_the_browser_sent_it() -> None:
+def test_host_stays_as_the_browser_sent_it_if_the_target_wants_that() -> None:
     assert forwarded()[b"host"] == [b"red--edge1.localhost:7003"]
+
+
+def test_the_target_reads_its_own_address_and_no_claims() -> None:
+    asked = request(OWN_ORIGIN, ("X-Forwarded-Host", "evil.example"))
+    assert to_target(asked, REWRITTEN, claims=False).headers == [
+        (b"Host", b"localhost:1880"),
+        (b"Origin", b"http://localhost:1880"),
+    ]
+
+
+def test_a_connection_without_a_pool_ends() -> None:
+    assert (b"Connection", b"close") in to_target(request(), persists=False).headers
 
 
 def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> None:
@@ -51,8 +82,9 @@ def test_hop_by_hop_headers_and_those_that_connection_names_are_removed() -> Non
         ("HTTP2-Settings", "x"),
         ("X-Kept", "1"),
     )
-    assert {b"x-secret-hop", b"keep-alive", b"te", b"proxy-authorization", b"upgrade"} & set(headers) == set()
-    assert headers[b"connection"] == [b"close"]
+    assert {b"x-secret-hop", b"keep-alive", b"proxy-authorization", b"upgrade"} & set(headers) == set()
+    assert headers[b"te"] == [b"trailers"]
+    assert headers[b"connection"] == [b"TE"]
     assert headers[b"x-kept"] == [b"1"]
 
 
@@ -119,35 +151,116 @@ def test_a_websocket_is_asked_for_on() -> None:
     assert headers[b"sec-websocket-key"] == [b"x"]
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "forwarded_as"),
+    [
+        ("GET", "WebSocket", b"websocket"),
+        ("GET", "h2c, websocket", b"websocket"),
+        ("POST", "websocket", b""),
+        ("POST", "tcp", b"tcp"),
+        ("GET", "SPDY/3.1", b"SPDY/3.1"),
+        ("POST", "h2c", b""),
+        ("GET", "HTTP/2.0, H2C, TLS/1.0, tcp", b"tcp"),
+        ("PUT", "tcp", b""),
+    ],
+)
+def test_which_upgrades_are_asked_for_on(method: str, asked: str, forwarded_as: bytes) -> None:
+    asking = request(("Connection", "Upgrade"), ("Upgrade", asked), method=method)
+    assert upgrade_of(asking) == forwarded_as
+    headers = to_target(asking).headers
+    assert [value for name, value in headers if name == b"Upgrade"] == (
+        [forwarded_as] if forwarded_as else []
+    )
+
+
+def test_a_connection_that_persists_is_asked_for_without_an_option() -> None:
+    names = [name for name, _ in to_target(request()).headers]
+    assert b"Connection" not in names
+
+
+def test_an_expectation_goes_on_with_its_body() -> None:
+    expecting = ("Expect", "100-continue")
+    assert forwarded(expecting, ("Content-Length", "3"), method="POST")[b"expect"] == [b"100-continue"]
+    assert b"expect" not in forwarded(expecting)
+
+
+def test_trailers_claim_nothing() -> None:
+    claims = [(b"X-Forwarded-User", b"root"), (b"Cookie", b"a"), (b"Content-Length", b"3"), (b"TE", b"x")]
+    assert trailers_forward([*claims, (b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
+    assert trailers_back([(b"Set-Cookie", b"a"), (b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
+
+
+def test_interim_answers_lose_what_concerns_one_connection() -> None:
+    hint = (b"Link", b"</a.css>; rel=preload")
+    head = AnswerHead(103, [hint, (b"Connection", b"close"), (b"Content-Length", b"7")], b"Early Hints")
+    assert interim_back(head) == AnswerHead(103, [hint], b"Early Hints")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "binds"),
+    [
+        ([], [("WWW-Authenticate", "Basic realm=x"), ("WWW-Authenticate", "NTLM")], True),
+        ([("Authorization", "negotiate YII")], [], True),
+        ([("Authorization", "Bearer x")], [("WWW-Authenticate", "Basic")], False),
+    ],
+)
+def test_logins_of_a_connection(
+    asked: list[tuple[str, str]], answered: list[tuple[str, str]], binds: bool
+) -> None:
+    assert binds_connection(request(*asked), answer(*answered)) is binds
+
+
 def test_other_upgrades_are_no_websocket() -> None:
     assert not wants_websocket(request(("Connection", "Upgrade"), ("Upgrade", "h2c")))
     assert not wants_websocket(request(("Upgrade", "websocket")))
     assert not wants_websocket(request(*SOCKET, method="POST"))
 
 
-def test_whether_a_body_follows() -> None:
-    assert not has_body(request())
-    assert not has_body(request(("Content-Length", "0"), method="POST"))
-    assert not has_body(request(("Content-Length", "00"), method="POST"))
-    assert has_body(request(("Content-Length", "1"), method="POST"))
-    assert has_body(request(("Transfer-Encoding", "chunked"), method="POST"))
+def answer(*headers: tuple[str, str], status: int = 200) -> AnswerHead:
+    return AnswerHead(status, [(name.encode(), value.encode()) for name, value in headers], b"Fine")
 
 
-def answer(*headers: tuple[str, str], status: int = 200) -> h11.Response:
-    return h11.Response(status_code=status, headers=list(headers), reason=b"Fine")
+def lower(head: AnswerHead) -> list[tuple[bytes, bytes]]:
+    return [(name.lower(), value) for name, value in head.headers]
 
 
-def test_redirects_pass_as_they_are() -> None:
-    back = response_back(answer(("Location", "http://10.0.0.1/"), status=302))
-    assert back.status_code == 302
-    assert dict(back.headers)[b"location"] == b"http://10.0.0.1/"
+@pytest.mark.parametrize(
+    ("asked", "chosen", "accepts"),
+    [
+        (b"tcp", "tcp", True),
+        (b"tcp", "TCP", True),
+        (b"tcp, x", "x", True),
+        (b"tcp", "h2c", False),
+        (b"", "x", False),
+    ],
+)
+def test_a_101_of_another_protocol_passes_if_it_was_asked_for(
+    asked: bytes, chosen: str, accepts: bool
+) -> None:
+    head = switched(("Upgrade", chosen), ("Connection", "Upgrade"))
+    if accepts:
+        assert switch_back(head, asked).headers == [(b"Upgrade", chosen.encode())]
+        return
+    with pytest.raises(Refused):
+        switch_back(head, asked)
+
+
+def test_redirects_elsewhere_pass_as_they_are() -> None:
+    back = response_back(answer(("Location", "http://10.0.0.1/"), status=302), REWRITTEN)
+    assert back.status == 302
+    assert dict(lower(back))[b"location"] == b"http://10.0.0.1/"
+
+
+def test_redirects_to_the_target_lead_to_the_virtual_host() -> None:
+    back = response_back(answer(("Location", "http://localhost:1880/dir/"), status=302), REWRITTEN)
+    assert dict(lower(back))[b"location"] == b"http://red--edge1.localhost:7003/dir/"
 
 
 def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
     back = response_back(
-        answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"'))
+        answer(("Connection", "close"), ("Transfer-Encoding", "chunked"), ("Alt-Svc", 'h3=":443"')), KEPT
     )
-    assert [name for name, _ in back.headers] == [b"content-security-policy"]
+    assert [name for name, _ in lower(back)] == [b"content-security-policy"]
     assert back.reason == b"Fine"
 
 
@@ -161,27 +274,27 @@ def test_an_answer_loses_its_hop_and_its_way_around_us() -> None:
 )
 def test_no_foreign_page_may_frame_an_answer(headers: list[tuple[str, str]], policy: bytes) -> None:
     theirs = ("Content-Security-Policy", "default-src *; frame-ancestors *")
-    back = response_back(answer(*headers, theirs))
-    policies = [value for name, value in back.headers if name == b"content-security-policy"]
+    back = response_back(answer(*headers, theirs), KEPT)
+    policies = [value for name, value in lower(back) if name == b"content-security-policy"]
     assert policies == [theirs[1].encode(), policy], "a browser enforces both"
 
 
 def test_cookies_stay_with_their_host() -> None:
-    back = response_back(answer(("Set-Cookie", "id=1; Domain=.localhost; Path=/; HttpOnly")))
-    assert dict(back.headers)[b"set-cookie"] == b"id=1; Path=/; HttpOnly"
+    back = response_back(answer(("Set-Cookie", "id=1; Domain=.localhost; Path=/; HttpOnly")), KEPT)
+    assert dict(lower(back))[b"set-cookie"] == b"id=1; Path=/; HttpOnly"
 
 
-def switched(*headers: tuple[str, str]) -> h11.InformationalResponse:
-    return h11.InformationalResponse(status_code=101, headers=list(headers), reason=b"Switching")
+def switched(*headers: tuple[str, str]) -> AnswerHead:
+    return answer(*headers, status=101)
 
 
 def test_a_real_101_passes() -> None:
     back = switch_back(
-        switched(("Upgrade", "WebSocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", "y"))
+        switched(("Upgrade", "WebSocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", "y")),
+        b"websocket",
     )
-    assert dict(back.headers) == {
+    assert dict(lower(back)) == {
         b"sec-websocket-accept": b"y",
-        b"connection": b"Upgrade",
         b"upgrade": b"websocket",
     }
 
@@ -195,9 +308,9 @@ def test_a_real_101_passes() -> None:
         [("Upgrade", "websocket, h2c"), ("Connection", "upgrade")],
     ],
 )
-def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
+def test_any_other_101_than_a_websocket_is_refused(headers: list[tuple[str, str]]) -> None:
     with pytest.raises(Refused) as caught:
-        switch_back(switched(*headers))
+        switch_back(switched(*headers), b"websocket")
     assert caught.value.reason is Reason.TARGET_PROTOCOL
 
 
@@ -245,7 +358,7 @@ def test_any_other_101_is_refused(headers: list[tuple[str, str]]) -> None:
         (request(*SOCKET, ("Transfer-Encoding", "chunked")), Reason.BAD_REQUEST),
     ],
 )
-def test_requests_that_no_own_page_sends_are_refused(asked: h11.Request, reason: Reason) -> None:
+def test_requests_that_no_own_page_sends_are_refused(asked: BrowserRequest, reason: Reason) -> None:
     with pytest.raises(Refused) as caught:
         check_web_request(asked)
     assert caught.value.reason is reason
@@ -269,7 +382,7 @@ def test_requests_that_no_own_page_sends_are_refused(asked: h11.Request, reason:
         ),
     ],
 )
-def test_requests_of_browsers_are_accepted(asked: h11.Request) -> None:
+def test_requests_of_browsers_are_accepted(asked: BrowserRequest) -> None:
     check_web_request(asked)
 
 
@@ -317,7 +430,7 @@ def test_a_form_passes_only_if_its_page_is_known_to_be_ours(origin: str, site: s
 def test_an_origin_is_ours_if_it_names_our_host(host: str, origin: str, is_ours: bool) -> None:
     asked = h11.Request(method="POST", target="/", headers=[("Host", host), ("Origin", origin)])
     with nullcontext() if is_ours else pytest.raises(Refused):
-        check_web_request(asked)
+        check_web_request(browser_request(asked, ""))
 
 
 def test_null_beside_a_foreign_origin_counts_for_nothing() -> None:
@@ -344,12 +457,12 @@ def test_the_target_reads_the_framing_that_the_server_reads(
 ) -> None:
     asked = request(*headers, *framing, method="POST", target="/path?q")
     target = h11.Connection(h11.SERVER)
-    target.receive_data(h11.Connection(h11.CLIENT).send(request_forward(asked, "127.0.0.1")) or b"")
+    target.receive_data(encode_head(to_target(asked)))
     read = target.next_event()
     assert isinstance(read, h11.Request)
     assert (read.method, read.target) == (b"POST", b"/path?q")
     kept = {name for name, _ in read.headers}
-    assert not kept & {b"te", b"keep-alive", b"trailer", b"expect"}
+    assert not kept & {b"te", b"keep-alive", b"trailer", b"expect", b"connection"}
     assert [value for name, value in read.headers if name in (b"content-length", b"transfer-encoding")] == [
         value.encode() for _, value in framing
     ]

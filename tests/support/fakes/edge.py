@@ -37,6 +37,8 @@ from tunnel_server.auth.identify import Identify
 from tunnel_server.auth.revocation_list import RevocationList
 from tunnel_server.entrances.connect import ConnectEntrance
 from tunnel_server.entrances.https import HttpsEntrance
+from tunnel_server.entrances.web.entrance import WebEntrance
+from tunnel_server.entrances.web.login import LoopbackLogin
 from tunnel_server.events.event_log import Events
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.admission import Admission
@@ -145,6 +147,11 @@ class Edge:
         )
         return entrance.section()
 
+    def web(self, domain: str = "localhost", **changes: Any) -> WebEntrance:
+        """The entrance for browsers, which takes each program of this machine for a user."""
+        given = {"login": LoopbackLogin(self.opener.trust_domain), **changes}
+        return WebEntrance(self.opener, domain, given.pop("limits", HeadLimits()), **given)
+
     async def listen(
         self,
         entrance: str,
@@ -167,9 +174,14 @@ class Edge:
 
 @asynccontextmanager
 async def open_edge(
-    revoked: RevocationList | None = None, clock: Callable[[], float] = trio.current_time
+    revoked: RevocationList | None = None,
+    clock: Callable[[], float] = trio.current_time,
+    seconds: float = 20,
 ) -> AsyncIterator[Edge]:
-    """Yield an edge whose credential watch uses ``revoked``. Refusal log lines are limited by ``clock``."""
+    """Yield an edge whose credential watch uses ``revoked``. Refusal log lines are limited by ``clock``.
+
+    Raises ``trio.TooSlowError`` after ``seconds``.
+    """
     revoked = revoked or RevocationList()
     nodes, counters = Nodes(trio.current_time, now, revoked.covers_node), Counters()
     audit = list[AuditLine]()
@@ -182,7 +194,7 @@ async def open_edge(
     access = Access(rules, trust_domain=TRUST_DOMAIN, on_ended=partial(record_withdrawn, audit.append))
     opener = Opener(nodes, records, trust_domain=TRUST_DOMAIN, access=access, credential_watch=watch)
     subscribers = EventSubscribers(Events(now), counters)
-    with trio.fail_after(20):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             parts = nursery, nodes, counters, records, opener, subscribers, watch, rules
             edge = Edge(*parts, audit, stream_audit, streams)

@@ -45,6 +45,7 @@ class FakeStream(trio.abc.HalfCloseableStream):
         self._broken: StreamReset | None = None
         self.was_reset = trio.Event()
         self.was_closed = False
+        self._reader: Callable[[], None] | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -83,6 +84,8 @@ class FakeStream(trio.abc.HalfCloseableStream):
             self._near.receive_stream.close()
             self.far.stream.send_stream.close()
             self.far.stream.receive_stream.close()
+            if self._reader is not None:
+                self._reader()
 
     def abort(self) -> None:
         """Reset the stream, as ``relay`` does with a stream that is no ``TunnelStream``."""
@@ -118,6 +121,18 @@ class FakeStream(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         self._check()
         await self._near.send_eof()
+
+    def set_reader(self, reader: Callable[[], None] | None) -> None:
+        """Call ``reader`` when the stream is reset; real streams also call it for bytes and for the end."""
+        self._reader = reader
+
+    def check(self) -> None:
+        self._check()
+
+    def close_nowait(self) -> None:
+        self.was_closed = True
+        self._near.send_stream.close()
+        self._near.receive_stream.close()
 
     async def aclose(self) -> None:
         if trio.current_effective_deadline() == -float("inf"):
@@ -169,6 +184,7 @@ class FakeSession:
         self.ended: tuple[Reason, str] | None = None
         self.refuses: Refused | None = None
         self.was_opened = trio.Event()
+        self.is_draining = False
         self._nursery = nursery
         self._agent = agent
 

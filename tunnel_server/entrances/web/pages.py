@@ -1,68 +1,72 @@
-"""Pages of the web entrance itself: refusals and the index. Each is one answer without further assets."""
+"""Pages of the web entrance itself. Each is one answer without scripts and further assets. No I/O."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
-import http as status_names
+from typing import Protocol
 
-from tunnel_core.http.server import REASON_HEADER, HttpConnection, reason_phrase
 from tunnel_core.humanize import as_minute
-from tunnel_core.reasons import Refused
+from tunnel_core.names import Target
 from tunnel_server.access.routing import SEPARATOR
+from tunnel_server.auth.grants import Verb
 from tunnel_server.nodes.registry import Node, Nodes
 
 MAX_LISTED = 1_000
-_HEADERS = [
-    ("content-type", "text/html; charset=utf-8"),
-    ("cache-control", "no-store"),
-    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"),
-    ("x-content-type-options", "nosniff"),
-    ("referrer-policy", "no-referrer"),
-]
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:4rem auto;padding:0 1rem;color:#222;"
-    "background:#fff}h1{font-size:1.4rem}code,small{color:#666}li{margin:.3rem 0}.gone{color:#888}"
-    "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}a{color:#8bf}}"
+    ":root{color-scheme:light dark}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color:#222;"
+    "background:#fff;overflow-wrap:anywhere}h1{font-size:1.4rem}code,small,dt{color:#595959}"
+    "li{margin:.3rem 0}.gone{color:#6b6b6b}dd{margin:0}"
+    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem}"
+    "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}a{color:#8bf}"
+    "code,small,dt,.gone{color:#a0a0a0}}"
 )
+_STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'"
+)
+PAGE_HEADERS = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Headers of each page of this server: no script, no frame in a page of another origin, no cache."""
 
 
-def error_page(refused: Refused) -> str:
-    """Return the HTML of a refusal: status, sentence, and the reason's word to look up or report."""
-    status = refused.reason.status
-    title = f"{status} {_status_name(status)}"
-    return _page(
-        title,
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(refused.detail)}</p>"
-        f"<p><small>Qanat: <code>{refused.reason.word}</code></small></p>",
-    )
+class May(Protocol):
+    """Whether the user has a grant for ``verb`` on a node, to ``target`` or to any target."""
+
+    def __call__(self, verb: Verb, node: str, target: Target | None = None) -> bool:
+        """Return whether a grant allows it."""
 
 
-def _status_name(status: int) -> str:
-    try:
-        return status_names.HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request"  # nginx's phrase for 499.
+def index_page(nodes: Nodes, may: May, host: str, domain: str, scheme: str) -> str:
+    """Return the HTML of the nodes that a user may read or browse, with links to the services.
 
-
-def index_page(nodes: Nodes, host: str, domain: str) -> str:
-    """Return the HTML of all nodes with links to their HTTP services.
-
-    ``host`` is the ``Host`` of the request. Its port appears in the links.
+    ``host`` is the ``Host`` of the request. Its port and ``scheme`` appear in the links.
     """
-    known = nodes.all()
+    known = [node for node in nodes.all() if may(Verb.HTTP, node.name) or may(Verb.API, node.name)]
     parent = _parent_host(host, domain)
-    items = "".join(_node_item(nodes, node, parent) for node in known[:MAX_LISTED])
+    base = f"{scheme}://{{}}.{parent}/"
+    items = "".join(_node_item(nodes, may, node, base) for node in known[:MAX_LISTED])
     left_out = len(known) - MAX_LISTED
     more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
     note = _LOCALHOST_NOTE if parent.partition(":")[0] == "localhost" and "<a " in items else ""
-    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else _NO_NODES
-    return _page("Nodes", f"<h1>Nodes</h1>{body}")
+    nothing = _NO_GRANT if nodes.all() else _NO_NODES
+    body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else nothing
+    return page_of("Nodes", f"<h1>Nodes</h1>{body}")
 
 
 _NO_NODES = (
     "<p>No node is known yet. Create a token for a new node: "
     "<code>qanat-server token create --node NAME</code>.</p>"
 )
+_NO_GRANT = "<p>No grant lets you open or read a node here. Ask the administrator of this server for one.</p>"
 
 
 _LOCALHOST_NOTE = (
@@ -81,16 +85,16 @@ def _parent_host(host: str, domain: str) -> str:
     return (name if name in (domain, "localhost") else domain) + colon + port
 
 
-def _node_item(nodes: Nodes, node: Node, parent: str) -> str:
+def _node_item(nodes: Nodes, may: May, node: Node, base: str) -> str:
     name = html.escape(node.name)
     if node.session is None:
         return f'<li class="gone">{name} <small>{_why_absent(nodes, node)}</small></li>'
     links = [
-        _link(f"http://{service.name}{SEPARATOR}{node.alias}.{parent}/", service.name)
+        _link(base.format(f"{service.name}{SEPARATOR}{node.alias}"), service.name)
         for service in node.session.services
-        if service.protocol in ("http", "https")
+        if service.protocol in ("http", "https") and may(Verb.HTTP, node.name, Target(service=service.name))
     ]
-    return f"<li>{name}: {', '.join(links) or '<small>publishes nothing for browsers</small>'}</li>"
+    return f"<li>{name}: {', '.join(links) or '<small>nothing for your browser</small>'}</li>"
 
 
 def _why_absent(nodes: Nodes, node: Node) -> str:
@@ -104,17 +108,11 @@ def _link(url: str, text: str) -> str:
     return f'<a href="{html.escape(url)}">{html.escape(text)}</a>'
 
 
-def _page(title: str, body: str) -> str:
+def page_of(title: str, body: str, reload_seconds: int | None = None) -> str:
+    """Return a page with ``body``, which is HTML. The browser loads it again after ``reload_seconds``."""
+    reload = "" if reload_seconds is None else f'<meta http-equiv="refresh" content="{reload_seconds}">'
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">{reload}'
         f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
     )
-
-
-async def send_page(http: HttpConnection, status: int, page: str, refused: Refused | None = None) -> None:
-    """Send a page. For a refusal, its word is in a header and its sentence in the reason phrase."""
-    reason, extra = "OK", []
-    if refused is not None:
-        reason, extra = reason_phrase(refused), [(REASON_HEADER, refused.reason.word)]
-    await http.respond(status, reason, [*_HEADERS, *extra], page.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 
 import pytest
@@ -20,14 +21,15 @@ from tests.support.fakes.edge import (
     refuse_with,
 )
 from tests.support.fakes.fake_session import Agent, FarEnd
-from tunnel_core.http.server import HeadLimits
+from tests.support.fakes.granting import grant
+from tunnel_core.config.types import ServiceName
 from tunnel_core.names import node_alias
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.sockets import RESET_ON_CLOSE
 from tunnel_core.wire.frames import Service
-from tunnel_server.entrances.web.entrance import WebEntrance, refuse_open_web
-from tunnel_server.listeners.addresses import CannotListen
+from tunnel_server.auth.access_rules import AccessChange
 from tunnel_server.reverse_proxy import exchange as exchange_module
+from tunnel_server.web_config import HostMode, WebService
 
 HOST = b"Host: red--edge1.localhost:7003\r\n"
 GET = b"GET /flows?a=1 HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -43,7 +45,7 @@ ASK_SWITCH = (
 
 
 async def browse(edge: Edge) -> trio.SocketStream:
-    web = WebEntrance(edge.opener, "localhost", HeadLimits())
+    web = edge.web()
     return await edge.dial(await edge.listen("web", web.serve))
 
 
@@ -63,6 +65,35 @@ async def test_one_connection_serves_many_requests() -> None:
         assert seen[0].startswith(b"GET /flows?a=1 HTTP/1.1\r\nHost: red--edge1.localhost:7003\r\n")
         await trio.testing.wait_all_tasks_blocked()
         assert edge.counters.closed_streams == {("web", "done"): 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "location"),
+    [
+        ((), b"localhost:1880", b"http://red--edge1.localhost:7003/dir/"),
+        (
+            (WebService(name=ServiceName("red"), host=HostMode.KEEP, forwarded=True),),
+            b"red--edge1.localhost:7003",
+            b"http://localhost:1880/dir/",
+        ),
+        ((WebService(name=ServiceName("other"), host=HostMode.KEEP),), b"localhost:1880", None),
+    ],
+    ids=["rewrite", "keep", "other"],
+)
+async def test_what_a_service_reads_and_where_its_redirects_lead(
+    settings: tuple[WebService, ...], host: bytes, location: bytes | None
+) -> None:
+    redirect = b"HTTP/1.1 301 Moved\r\nLocation: http://localhost:1880/dir/\r\nContent-Length: 2\r\n\r\nhi"
+    seen: list[bytes] = []
+    async with open_edge() as edge:
+        edge.attach("edge1", answer_with(redirect, seen=seen), Service("red", "http", "localhost:1880"))
+        web = edge.web(services=settings)
+        browser = await edge.dial(await edge.listen("web", web.serve))
+        await browser.send_all(GET)
+        answer = await receive_until(browser, b"hi")
+        assert b"\r\nHost: %b\r\n" % host in seen[0]
+        assert (b"X-Forwarded-For: 127.0.0.1" in seen[0]) is (host != b"localhost:1880")
+        assert location is None or b"\r\nLocation: %b\r\n" % location in answer
 
 
 async def test_the_head_is_there_before_the_dial_is_answered() -> None:
@@ -117,7 +148,10 @@ async def test_a_body_streams_up_and_is_framed_anew() -> None:
         assert b"Trailer" not in seen[0]
 
 
-async def test_expect_continue_is_answered_here() -> None:
+async def test_expect_continue_is_answered_here_if_the_target_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module, "CONTINUE_SECONDS", 0.05)
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(OK, until=b"xyz"))
         browser = await browse(edge)
@@ -183,7 +217,7 @@ async def test_a_form_of_another_site_is_refused_without_fetch_metadata() -> Non
     """Browsers send Fetch Metadata only to https and to localhost, not to a plain domain of the operator."""
     async with open_edge() as edge:
         session = edge.attach("edge1", answer_with(OK))
-        web = WebEntrance(edge.opener, "edge.example", HeadLimits())
+        web = edge.web("edge.example")
         browser = await edge.dial(await edge.listen("web", web.serve))
         await browser.send_all(
             b"POST /reboot HTTP/1.1\r\nHost: red--edge1.edge.example\r\nOrigin: http://evil.example\r\n"
@@ -317,7 +351,7 @@ async def test_a_browser_that_closed_is_noticed_by_keepalive_while_nothing_is_se
     """TCP does not report a client that closed both halves, until its kernel forgot the connection."""
     async with open_edge() as edge:
         session = edge.attach("edge1", lambda far: silent(far))
-        listener = await edge.listen("web", WebEntrance(edge.opener, "localhost", HeadLimits()).serve)
+        listener = await edge.listen("web", edge.web().serve)
         for bound in listener._sockets:
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
                 bound.setsockopt(socket.IPPROTO_TCP, option, 1)
@@ -423,6 +457,36 @@ async def test_the_index_links_what_browsers_can_show() -> None:
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 404 ")
 
 
+async def test_a_user_sees_only_nodes_and_services_of_his_grants() -> None:
+    async with open_edge() as edge:
+        edge.attach("edge1", echo, Service("red", "http"), Service("nvr", "https"), Service("ssh", "tcp"))
+        edge.attach("edge2", echo, Service("red", "http"))
+        gone = edge.attach("secret9", echo, Service("red", "http"))
+        edge.nodes.detach(gone, Reason.SESSION_LOST)
+        only = grant("everything", nodes=["edge1"], verbs=["http"], targets=["nvr"])
+        edge.rules.apply(AccessChange(grants={"everything": only}))
+        browser = await browse(edge)
+        await browser.send_all(b"GET / HTTP/1.1\r\nHost: localhost:7003\r\n\r\n")
+        page = (await receive_until(browser, b"</html>")).decode()
+        assert "nvr--edge1.localhost" in page
+        assert not re.search("red--|edge2|secret9", page)
+        refusals = (
+            (b"red--secret9", b"not granted"),
+            (b"ssh--edge1", b"not granted"),
+            (b"red--secret8", b"no node"),
+        )
+        for host, says in refusals:
+            asked = await browse(edge)
+            await asked.send_all(b"GET / HTTP/1.1\r\nHost: %b.localhost\r\nAccept: text/html\r\n\r\n" % host)
+            answer = (await receive_all(asked)).lower()
+            assert says in answer or b"not_granted" in answer, answer
+            for secret in (b"last seen", b"plain tcp", b"did you mean"):
+                assert secret not in answer
+        edge.rules.apply(AccessChange(grants={"everything": None}))
+        await browser.send_all(b"GET / HTTP/1.1\r\nHost: localhost:7003\r\n\r\n")
+        assert b"No grant lets you" in await receive_until(browser, b"</html>")
+
+
 async def test_pipelined_requests_are_answered_in_turn() -> None:
     async with open_edge() as edge:
         edge.attach("edge1", answer_with(OK))
@@ -444,11 +508,3 @@ async def test_smuggled_lengths_are_refused() -> None:
         )
         assert (await receive_all(browser)).startswith(b"HTTP/1.1 400 ")
         assert not session.streams
-
-
-def test_the_web_entrance_serves_this_machine_only() -> None:
-    refuse_open_web(["127.0.0.1:7003", "[::1]:7003", "localhost:0"])
-    for address in ("0.0.0.0:7003", "[::]:7003", "192.0.2.1:7003"):
-        with pytest.raises(CannotListen) as caught:
-            refuse_open_web([address])
-        assert "no login yet" in str(caught.value)

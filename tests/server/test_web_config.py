@@ -1,0 +1,45 @@
+"""The section ``[web]``: what an operator may combine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunnel_core.config.types import Count, DnsName, InvalidValueError, ListenAddress
+from tunnel_server.web_config import Web, WebCertificate, WebLogin
+
+PAIR = WebCertificate(certificate_file=Path("a.pem"), key_file=Path("a.key"))
+PUBLIC = (ListenAddress("0.0.0.0", 443),)
+DOMAIN = DnsName("edge.example")
+
+
+def test_by_default_the_listener_is_plain_and_serves_this_machine() -> None:
+    web = Web()
+    assert not web.is_tls
+    assert web.login is WebLogin.NONE
+    assert all(address.is_loopback for address in web.listen)
+
+
+def test_beyond_loopback_with_tls_and_user_certificates() -> None:
+    web = Web(listen=PUBLIC, login=WebLogin.CERTIFICATE, certificate=(PAIR,), domain=DOMAIN)
+    assert web.is_tls
+    assert list(web.files) == [PAIR.certificate_file, PAIR.key_file]
+    assert Web(listen=PUBLIC, login=WebLogin.CERTIFICATE, own_certificate=True, domain=DOMAIN).is_tls
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"listen": PUBLIC}, "has no login yet"),
+        ({"listen": PUBLIC, "certificate": (PAIR,)}, "has no login yet"),
+        ({"listen": PUBLIC, "login": WebLogin.CERTIFICATE}, "needs TLS"),
+        ({"login": WebLogin.CERTIFICATE}, "needs TLS"),
+        ({"own_certificate": True}, "the domain has no dot"),
+        ({"head_bytes": Count(1000)}, "out of range"),
+        ({"head_bytes": Count(2**21)}, "out of range"),
+    ],
+)
+def test_refused_combinations(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidValueError, match=says):
+        Web(**changes)

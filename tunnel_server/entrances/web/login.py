@@ -1,0 +1,96 @@
+"""Who the user of a browser's request is: the hook that each login implements, and the logins of today."""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunnel_core.identity import Role
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.access.routing import WebHost
+from tunnel_server.auth.credential_watch import CredentialWatch
+from tunnel_server.auth.users import LOOPBACK_USER, User
+from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserConnection:
+    """A browser's connection, as far as a login needs it."""
+
+    address: str
+    """``host:port`` of the TCP peer, which may be a reverse proxy."""
+    is_tls: bool
+    """Whether the connection to this server is encrypted."""
+    user: User | Refused | None
+    """The user whose certificate the TLS handshake verified, or why that certificate is refused. None: the
+    client has shown no certificate."""
+
+    @property
+    def host(self) -> str:
+        """The address of the TCP peer without its port."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+
+@dataclass(frozen=True, slots=True)
+class LoginAnswer:
+    """An answer of the login itself, such as a redirect to the host of the login."""
+
+    head: AnswerHead
+    body: bytes = b""
+
+
+class Login(Protocol):
+    """Decides who the user of each request is. There is no default: a request without a user is refused."""
+
+    async def user_of(
+        self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
+    ) -> User | LoginAnswer:
+        """Return the user, or the answer for a browser without a user. Raises ``Refused``.
+
+        ``host`` is the virtual host of the request. The request's scheme, authority and source may be
+        those that a trusted proxy named.
+        """
+
+
+class LoopbackLogin:
+    """Each program on this machine is the user ``loopback``."""
+
+    def __init__(self, trust_domain: str) -> None:
+        self._user = User(LOOPBACK_USER, Role.USER, trust_domain)
+
+    async def user_of(
+        self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
+    ) -> User | LoginAnswer:
+        """Return ``loopback``. Raises ``Refused`` for a connection from another machine."""
+        if not ipaddress.ip_address(connection.host).is_loopback:
+            raise Refused(
+                Reason.SOURCE_NOT_ALLOWED,
+                "without a login the web entrance serves this machine only; the server's configuration needs "
+                '[web] login = "certificate"',
+            )
+        return self._user
+
+
+class CertificateLogin:
+    """The user is the one whose certificate the browser showed in the TLS handshake."""
+
+    def __init__(self, credential_watch: CredentialWatch) -> None:
+        self._credential_watch = credential_watch
+
+    async def user_of(
+        self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
+    ) -> User | LoginAnswer:
+        """Return the user. Raises ``Refused`` without a certificate that is still accepted."""
+        user = connection.user
+        if user is None:
+            raise Refused(
+                Reason.UNAUTHENTICATED,
+                "no user's certificate was shown; `qanat-server issue user NAME` makes one, and docs/web.md "
+                "has the steps that import it into a browser",
+            )
+        if isinstance(user, Refused):
+            raise copy.copy(user)  # a traceback on the kept refusal would be a reference cycle
+        self._credential_watch.require(user.certificate)
+        return user

@@ -1,0 +1,89 @@
+"""What the headers of a reverse proxy in front of this server say about its browser. No I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunnel_core.config.types import Network
+from tunnel_core.reasons import Reason, Refused
+from tunnel_server.reverse_proxy.messages import BrowserRequest
+
+_SCHEMES = {b"http": b"http", b"https": b"https", b"ws": b"http", b"wss": b"https"}
+_MAX_HOPS = 32
+"""Proxies in one ``X-Forwarded-For``."""
+
+
+class TrustedProxies:
+    """Proxies in ``networks``, whose ``X-Forwarded-For``, ``-Proto`` and ``-Host`` are believed."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = networks
+
+    def apply(self, request: BrowserRequest, peer: str) -> BrowserRequest:
+        """Return ``request`` as the browser sent it to the proxy at the address ``peer``.
+
+        The request of another peer stays as it is, whatever its headers say. Raises ``Refused`` if a trusted
+        proxy sent a header that has no meaning.
+        """
+        if not self._networks or not self._trusts(peer):
+            return request
+        return replace(
+            request,
+            source=self._source(request, peer),
+            scheme=_scheme(request),
+            authority=_last(request, b"x-forwarded-host") or request.authority,
+        )
+
+    def _trusts(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._networks)
+
+    def _source(self, request: BrowserRequest, peer: str) -> str:
+        """Return the newest address of ``X-Forwarded-For`` that is no trusted proxy's.
+
+        Each proxy appends the address of its peer. So the browser may have written all addresses before it.
+        """
+        source = peer
+        for value in reversed(_listed(request, b"x-forwarded-for")[-_MAX_HOPS:]):
+            try:
+                source = str(ipaddress.ip_address(_without_port(value.decode("ascii"))))
+            except ValueError:
+                raise _malformed("X-Forwarded-For") from None
+            if not self._trusts(source):
+                break
+        return source
+
+
+def _without_port(text: str) -> str:
+    """Return the address in ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _scheme(request: BrowserRequest) -> bytes:
+    named = _last(request, b"x-forwarded-proto").lower()
+    if not named:
+        return request.scheme
+    if named not in _SCHEMES:
+        raise _malformed("X-Forwarded-Proto")
+    return _SCHEMES[named]
+
+
+def _last(request: BrowserRequest, name: bytes) -> bytes:
+    return b"".join(_listed(request, name)[-1:])
+
+
+def _listed(request: BrowserRequest, name: bytes) -> list[bytes]:
+    """Return the values of a header, in several lines or separated by commas."""
+    values = b",".join(request.values(name)).split(b",")
+    return [value.strip() for value in values if value.strip()]
+
+
+def _malformed(name: str) -> Refused:
+    return Refused(Reason.BAD_REQUEST, f"the proxy in front of this server sent a malformed {name}")
