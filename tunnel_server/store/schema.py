@@ -123,7 +123,7 @@ _BEFORE_GRANTS = (
     # What every user could do before there were grants. Items of a list stand on lines of their own.
     "'', 'api' || char(10) || 'connect' || char(10) || 'http', '*', '*',"
     " 'written by the upgrade: what was allowed before there were grants',"
-    " CAST(strftime('%s', 'now') AS INTEGER) * 1000, 'upgrade'"
+    " CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER), 'upgrade'"
 )
 
 _ACCESS: MigrationStep = (

@@ -69,7 +69,7 @@ async def test_nothing_is_kept_unless_the_pool_runs() -> None:
         wanted(source="192.0.2.2:5000"),
         wanted(service="blue"),
         wanted(node="edge2"),
-        wanted(entrance="other"),
+        wanted(entrance="connect"),
     ],
     ids=["user", "source", "service", "node", "entrance"],
 )

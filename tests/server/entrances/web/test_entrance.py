@@ -477,7 +477,10 @@ async def test_a_user_sees_only_nodes_and_services_of_his_grants() -> None:
         )
         for host, says in refusals:
             asked = await browse(edge)
-            await asked.send_all(b"GET / HTTP/1.1\r\nHost: %b.localhost\r\nAccept: text/html\r\n\r\n" % host)
+            await asked.send_all(
+                b"GET / HTTP/1.1\r\nHost: %b.localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
+                % host
+            )
             answer = (await receive_all(asked)).lower()
             assert says in answer or b"not_granted" in answer, answer
             for secret in (b"last seen", b"plain tcp", b"did you mean"):
