@@ -43,8 +43,8 @@ from tunnel_server.entrances.web.http2_protocol import (
 from tunnel_server.reverse_proxy.messages import Headers
 
 _MAX_TASKS = 2 * MAX_STREAMS + 28
-"""Tasks of requests. That of a reset request ends within 0.1 s (``WATCH_SECONDS`` of the exchange), so a browser
-that leaves one full page for another has those of both."""
+"""Tasks of requests. That of a reset request ends within 0.1 s (``WATCH_SECONDS`` of the exchange), so a
+browser that leaves one full page for another has those of both."""
 _WINDOW_GROWTH = 4 * MIB
 """Bytes by which the windows of all requests of one connection may grow."""
 STALL_SECONDS = 300.0
