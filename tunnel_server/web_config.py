@@ -82,8 +82,9 @@ class Web:
             if address.is_loopback:
                 continue
             if self.login is WebLogin.NONE:
-                why = f"{address} is reachable from other machines, and the web entrance has no login yet"
-                fix = 'listen on loopback: "127.0.0.1:7003", or write login = "certificate"'
+                why = f'{address} is reachable from other machines, and login is "none"'
+                login = 'login = "certificate" with [[web.certificate]]'
+                fix = f'listen on loopback: "127.0.0.1:7003", or write {login}'
                 raise InvalidValueError(why, fix, "listen")
 
     def _check_services(self) -> None:

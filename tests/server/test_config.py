@@ -105,8 +105,8 @@ def test_everything_can_be_set() -> None:
     [
         (
             {"web": {"listen": ["127.0.0.1:1", "0.0.0.0:80"]}},
-            "web.listen: 0.0.0.0:80 is reachable from other machines, and the web entrance has no login yet; "
-            'listen on loopback: "127.0.0.1:7003", or write login = "certificate"',
+            'web.listen: 0.0.0.0:80 is reachable from other machines, and login is "none"; '
+            'listen on loopback: "127.0.0.1:7003", or write login = "certificate" with [[web.certificate]]',
         ),
         (
             {"tcp": [{"listen": "[::]:22", "node": "a", "target": "b:1"}]},

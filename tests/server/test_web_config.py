@@ -31,8 +31,8 @@ def test_beyond_loopback_with_tls_and_user_certificates() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"listen": PUBLIC}, "has no login yet"),
-        ({"listen": PUBLIC, "certificate": (PAIR,)}, "has no login yet"),
+        ({"listen": PUBLIC}, 'login is "none"'),
+        ({"listen": PUBLIC, "certificate": (PAIR,)}, 'login is "none"'),
         ({"listen": PUBLIC, "login": WebLogin.CERTIFICATE}, "needs TLS"),
         ({"login": WebLogin.CERTIFICATE}, "needs TLS"),
         ({"own_certificate": True}, "the domain has no dot"),

@@ -52,7 +52,7 @@ class AccessRequest(NamedTuple):
             case Verb.API:
                 return f"read node {self.node}" if self.node else "read the nodes"
             case Verb.ADMIN:
-                return "administer this server"
+                return "ask about other users"
 
 
 class Decision(NamedTuple):

@@ -42,7 +42,7 @@ class Verb(enum.Enum):
     API = "api"
     """Reading a node in the API: lists, status, events."""
     ADMIN = "admin"
-    """Changing this server: users, grants, tokens. It concerns no node."""
+    """Asking what other users may do. Changes of the server need the admin socket. It concerns no node."""
 
     @property
     def opens_streams(self) -> bool:
@@ -271,7 +271,7 @@ def _check_places(grant: Grant, where: str) -> None:
     if opening == [Verb.HTTP]:
         for target in grant.targets:
             if not target.may_be_service:
-                sentence = f"the web gateway opens services by name, so http cannot reach {target}"
+                sentence = f"the web entrance opens services by name, so http cannot reach {target}"
                 raise GrantError(f"{where}: {sentence}; name a service, or use connect")
 
 

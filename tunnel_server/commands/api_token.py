@@ -23,7 +23,7 @@ _TABLE = Table(("token", "user", "name", "state", "expires", "last used"), ("cre
 
 @click.group("api-token", cls=CommandGroup)
 def command() -> None:
-    """Create, list and revoke API tokens, with which a user's scripts prove who they are.
+    """Create, list and revoke API tokens of users. No entrance accepts them yet.
 
     A token gives no rights of its own: the grants of its user count. `qanat-server token` makes the tokens
     with which nodes join.

@@ -51,7 +51,7 @@ listen = ["127.0.0.1:$web"]
 domain = "localhost"
 # login = "none"                  # "certificate": browsers show a user's certificate, over TLS
 # own_certificate = false         # true: TLS with a certificate of this server's own authority
-# trusted_proxies = []            # ["10.0.0.5/32"]: whose X-Forwarded-For, -Proto and -Host are believed
+# trusted_proxies = []            # ["127.0.0.1/32"]: whose X-Forwarded-For, -Proto and -Host are believed
 # head_bytes = 65536
 # [[web.certificate]]             # TLS with your certificate; several are chosen by the host's name
 # certificate_file = "/etc/letsencrypt/live/edge.example.com/fullchain.pem"

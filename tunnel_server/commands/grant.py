@@ -57,7 +57,8 @@ def command() -> None:
     "verbs",
     multiple=True,
     metavar="VERB[,VERB...]",
-    help="connect: raw streams. http: the web gateway. api: reading the fleet. admin. * is all of them.",
+    help="connect: raw streams. http: services through the web entrance. api: reading nodes. "
+    "admin: policy questions about other users. * is all.",
 )
 @click.option(
     "--node",

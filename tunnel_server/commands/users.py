@@ -50,10 +50,7 @@ def add(name: str, script: bool, note: str, config: Path | None, as_json: bool) 
     """
     wanted = {"name": checked_name(Role.USER, name), "note": note, "script": script}
     made = perform(config, "POST", "users/add", wanted)
-    way = (
-        f"qanat-server api-token create {name} --name NAME" if script else f"qanat-server user passwd {name}"
-    )
-    steps = [*grant_hint(name, made["grants"], config), way]
+    steps = [*grant_hint(name, made["grants"], config), f"qanat-server issue user {name}"]
     if as_json:
         print_json({**made, "next": steps})
         return
@@ -148,7 +145,7 @@ def enable(name: str, config: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def passwd(name: str, password_file: Path | None, remove: bool, config: Path | None, as_json: bool) -> None:
-    """Set the password with which user NAME logs in, from a prompt or a file.
+    """Store a password for user NAME, from a prompt or a file. No entrance asks for it yet.
 
     The server stores its argon2id hash, which this command makes: the password goes nowhere else.
 

@@ -105,7 +105,7 @@ def test_a_disabled_user_may_do_nothing() -> None:
         (
             [{"verbs": ["api"], "targets": []}],
             "lee admin",
-            "user lee may not administer this server: "
+            "user lee may not ask about other users: "
             "grant g0 lets every user api on node *; you asked admin; ask it@example.com",
         ),
     ],

@@ -61,7 +61,7 @@ def test_order_and_repetition_make_no_difference() -> None:
         ({"targets": ["http://x"]}, "URL"),
         ({"verbs": ["api"]}, "its verbs open nothing"),
         ({"verbs": ["admin"]}, "admin concerns no node"),
-        ({"verbs": ["http"]}, "the web gateway opens services by name, so http cannot reach 22"),
+        ({"verbs": ["http"]}, "the web entrance opens services by name, so http cannot reach 22"),
         ({"nodes": ["shop-1"] * 1001}, "1000 are allowed"),
         ({"note": "a\nb"}, "printable line"),
         ({"note": "x" * 201}, "printable line"),

@@ -233,7 +233,10 @@ class _Request:
         return request
 
     def _route(self, host: WebHost, user: User) -> NodeRoute:
-        """Return the way to the service. Only a user with a grant learns more about the node."""
+        """Return the route to the service.
+
+        A refusal tells any user whether the node exists. Only a grant tells more.
+        """
         opener = self._entrance.opener
         node, target = opener.nodes.find_alias(host.alias), Target(service=host.service)
         if node is None:

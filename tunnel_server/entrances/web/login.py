@@ -1,4 +1,4 @@
-"""Who the user of a browser's request is: the hook that each login implements, and the logins of today."""
+"""Logins of the web entrance: the protocol of each login, the user ``loopback``, and users' certificates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LoginAnswer:
 
 
 class Login(Protocol):
-    """Decides who the user of each request is. There is no default: a request without a user is refused."""
+    """Decide the user of each request. There is no default: a request without a user is refused."""
 
     async def user_of(
         self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
