@@ -7,7 +7,8 @@ than 1 us for each 64 KiB. Where memory is short the kernel can drop such pages 
 others.
 
 Only mappings of files that no page was ever written in are unmapped: code and constants. Data and relocated
-tables are private copies, which would be lost.
+tables are private copies, which would be lost. While a thread loads a library, the place of its data is for
+a moment a clean mapping of the file. So only what was the same at the look before is unmapped.
 """
 
 from __future__ import annotations
@@ -27,25 +28,33 @@ _COPIED = ("Anonymous:", "Swap:")
 """Lines of smaps with the pages of a mapping that are no longer those of its file."""
 
 Range: TypeAlias = tuple[int, int]
-Advise: TypeAlias = Callable[[int, int, int], int]
 
 
 def find_unmap(library: object | None = None, smaps: Path = _SMAPS) -> Callable[[], None] | None:
-    """Return a function that unmaps unwritten pages of files; None where the system cannot tell which."""
+    """Return a function that unmaps unwritten pages of files; None where the system cannot tell which.
+
+    The first look is made now. Each call looks again, and unmaps what is the same as at the look before.
+    """
     advise = getattr(ctypes.CDLL(None) if library is None else library, "madvise", None)
     if advise is None or os.uname().sysname != "Linux" or not smaps.exists():
         return None
     advise.argtypes, advise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
-    return lambda: _unmap(advise, smaps)
+    seen = _look(smaps)
+
+    def unmap() -> None:
+        nonlocal seen
+        before, seen = seen, _look(smaps)
+        for start, end in before & seen:
+            advise(start, end - start, _MADV_DONTNEED)  # an error, as of a locked mapping, changes nothing
+
+    return unmap
 
 
-def _unmap(advise: Advise, smaps: Path) -> None:
+def _look(smaps: Path) -> frozenset[Range]:
     try:
-        lines = smaps.read_text(errors="replace").splitlines()
+        return frozenset(unwritten(smaps.read_text(errors="replace").splitlines()))
     except OSError:
-        return  # a sandbox that forbids the look; the pages only stay mapped
-    for start, end in unwritten(lines):
-        advise(start, end - start, _MADV_DONTNEED)  # an error, as of a locked mapping, changes nothing
+        return frozenset()  # a sandbox that forbids the look; the pages only stay mapped
 
 
 def unwritten(lines: Iterable[str]) -> Iterator[Range]:

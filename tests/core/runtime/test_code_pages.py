@@ -75,6 +75,33 @@ def test_a_system_without_smaps_or_madvise_has_nothing_to_call(tmp_path: Path) -
     assert find_unmap(object()) is None
 
 
+class FakeLibrary:
+    """``madvise`` that only notes the ranges."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+        def madvise(start: int, length: int, advice: int) -> int:
+            self.ranges.append((start, start + length))
+            return 0
+
+        self.madvise = madvise
+
+
+def test_only_what_was_the_same_at_the_look_before_is_unmapped(tmp_path: Path) -> None:
+    smaps, library = tmp_path / "smaps", FakeLibrary()
+    old, loading = mapping("r-xp", start=0x1000), mapping("r--p", start=0x9000)
+    smaps.write_text("\n".join(old))
+    unmap = find_unmap(library, smaps)
+    assert unmap is not None
+    smaps.write_text("\n".join([*old, *loading]))
+    unmap()
+    assert library.ranges == [(0x1000, 0x5000)]
+    smaps.write_text("\n".join([*old, *mapping("rw-p", start=0x9000)]))
+    unmap()
+    assert library.ranges == [(0x1000, 0x5000)] * 2
+
+
 PROGRAM = """
 import hashlib, json, ssl
 from tunnel_core.runtime.code_pages import find_unmap
@@ -87,6 +114,7 @@ def work():
     context = ssl.create_default_context()
     return hashlib.sha256(json.dumps(sorted(map(str, range(999)))).encode()).hexdigest(), context.options
 
+work()
 unmap = find_unmap()
 first, before = work(), resident()
 if unmap is None:
