@@ -6,9 +6,15 @@ unmapped page stays in the kernel's page cache, where programs share it. The nex
 than 1 us for each 64 KiB. Where memory is short the kernel can drop such pages before it has to look for
 others.
 
-Only mappings of files that no page was ever written in are unmapped: code and constants. Data and relocated
-tables are private copies, which would be lost. While a thread loads a library, the place of its data is for
-a moment a clean mapping of the file. So only what was the same at the look before is unmapped.
+Only executable mappings of files in which no page was written are unmapped. Written pages are private copies,
+which would be lost: data, tables that the loader relocated, code with a breakpoint.
+
+1. Constants stay mapped, because the loader writes into their mappings, and an emulator (QEMU) reports each
+   page as not written.
+2. Where no mapping of a file is reported with written pages, the report is not believed: the loader always
+   writes some.
+3. While a thread loads a library, the kernel shows the place of its data as part of a clean mapping for a
+   moment. So only what was the same at the look before is unmapped.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from typing import TypeAlias
 _SMAPS = Path("/proc/self/smaps")
 _MADV_DONTNEED = 4
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ +(/.*)")
-_READ_ONLY = ("r-xp", "r--p")
+_CODE = "r-xp"
 _COPIED = ("Anonymous:", "Swap:")
 """Lines of smaps with the pages of a mapping that are no longer those of its file."""
 
@@ -39,26 +45,40 @@ def find_unmap(library: object | None = None, smaps: Path = _SMAPS) -> Callable[
     if advise is None or os.uname().sysname != "Linux" or not smaps.exists():
         return None
     advise.argtypes, advise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
-    seen = _look(smaps)
+    lines = _lines(smaps)
+    if not counts_written_pages(lines):
+        return None
+    seen = frozenset(unwritten_code(lines))
 
     def unmap() -> None:
         nonlocal seen
-        before, seen = seen, _look(smaps)
+        before, seen = seen, frozenset(unwritten_code(_lines(smaps)))
         for start, end in before & seen:
             advise(start, end - start, _MADV_DONTNEED)  # an error, as of a locked mapping, changes nothing
 
     return unmap
 
 
-def _look(smaps: Path) -> frozenset[Range]:
+def _lines(smaps: Path) -> list[str]:
     try:
-        return frozenset(unwritten(smaps.read_text(errors="replace").splitlines()))
+        return smaps.read_text(errors="replace").splitlines()
     except OSError:
-        return frozenset()  # a sandbox that forbids the look; the pages only stay mapped
+        return []  # a sandbox that forbids the look; the pages only stay mapped
 
 
-def unwritten(lines: Iterable[str]) -> Iterator[Range]:
-    """Yield start and end of each read-only private mapping of a file without a written page.
+def counts_written_pages(lines: Iterable[str]) -> bool:
+    """Whether the report shows written pages in any mapping of a file, as each real kernel does."""
+    is_file = False
+    for line in lines:
+        if not line[:1].isupper():
+            is_file = _HEAD.fullmatch(line) is not None
+        elif is_file and line.startswith("Anonymous:") and line.split()[1] != "0":
+            return True
+    return False
+
+
+def unwritten_code(lines: Iterable[str]) -> Iterator[Range]:
+    """Yield start and end of each executable private mapping of a file without a written page.
 
     ``lines`` are those of ``/proc/PID/smaps``, see proc(5). A mapping counts as written if a line about
     written pages is missing.
@@ -68,7 +88,7 @@ def unwritten(lines: Iterable[str]) -> Iterator[Range]:
     for line in lines:
         if not line[:1].isupper():
             head = _HEAD.fullmatch(line)
-            mapping = (int(head[1], 16), int(head[2], 16)) if head and head[3] in _READ_ONLY else None
+            mapping = (int(head[1], 16), int(head[2], 16)) if head and head[3] == _CODE else None
             unwritten_lines = 0
         elif line.startswith(_COPIED) and line.split()[1] == "0":
             unwritten_lines += 1
