@@ -109,7 +109,7 @@ class Exchange:
         except BaseException as error:
             target.user_stream.leave(error)
             raise
-        if self._switch is not None or not self._has_sent:
+        if self._upgrade or not self._has_sent:  # a target may have switched without a word
             target.user_stream.leave()
         else:
             self._pool.give_back(target, wanted)

@@ -83,14 +83,14 @@ def request_forward(request: BrowserRequest, hosts: Hosts, *, persists: bool, cl
     With ``persists`` another request may follow on the connection. With ``claims`` the target reads the
     user's address and the virtual host in ``X-Forwarded-*``. Home Assistant refuses such a request.
     """
-    kept = [
-        (name, value) for name, value in _end_to_end(request.headers) if _may_forward(name.lower(), request)
-    ]
+    kept = [(name, value) for name, value in _end_to_end(request.headers) if _may_forward(name.lower())]
     headers: Headers = [*([(b"Host", hosts.host)] if hosts.host else []), *hosts.forward(kept)]
     upgrade, is_chunked = upgrade_of(request), request.body_length is None
     options = [b"Upgrade"] if upgrade else [] if persists else [b"close"]
     if is_chunked:
         headers.append((b"Transfer-Encoding", b"chunked"))
+    elif request.has_body or request.values(b"content-length"):
+        headers.append((b"Content-Length", str(request.body_length).encode()))
     if request.expects_continue and request.has_body:
         headers.append((b"Expect", b"100-continue"))
     if b"trailers" in _tokens(request.headers, b"te"):
@@ -134,11 +134,12 @@ def trailers_back(trailers: Iterable[tuple[bytes, bytes]]) -> Headers:
     return [(name, value) for name, value in trailers if name.lower() not in refused]
 
 
-def _may_forward(name: bytes, request: BrowserRequest) -> bool:
-    """Whether the header with this lower-case name is forwarded as it is."""
-    if name == b"content-length":
-        return request.body_length is not None
-    return name not in (b"host", b"trailer") and not _is_forgeable(name)
+def _may_forward(name: bytes) -> bool:
+    """Whether the header with this lower-case name is forwarded as it is.
+
+    The length of the body is written from ``body_length``, so that it is the one that the exchange sends.
+    """
+    return name not in (b"content-length", b"host", b"trailer") and not _is_forgeable(name)
 
 
 def _is_forgeable(name: bytes) -> bool:

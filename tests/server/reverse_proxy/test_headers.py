@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import h11
 import pytest
@@ -137,6 +138,17 @@ def test_no_spelling_of_a_claim_reaches_a_program_behind_wsgi(name: str) -> None
 )
 def test_other_names_pass_in_the_spelling_of_the_user(name: str) -> None:
     assert forwarded((name, "mine"))[name.lower().encode()] == [b"mine"]
+
+
+@pytest.mark.parametrize(("length", "written"), [(0, b"0"), (7, b"7"), (None, None)])
+def test_the_length_is_that_of_the_body_and_not_that_of_the_header(
+    length: int | None, written: bytes | None
+) -> None:
+    asked = replace(request(("Content-Length", "5"), method="POST"), body_length=length)
+    headers = to_target(asked).headers
+    assert [value for name, value in headers if name.lower() == b"content-length"] == (
+        [] if written is None else [written]
+    )
 
 
 def test_chunked_requests_stay_chunked() -> None:

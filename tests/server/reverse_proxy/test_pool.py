@@ -102,6 +102,17 @@ async def test_a_connection_of_doubtful_end_is_not_used_again(answer: bytes) -> 
             assert len(session.streams) == 2
 
 
+async def test_a_request_that_asked_for_an_upgrade_ends_its_connection() -> None:
+    """A target that switched without a 101 would read the next request as bytes of the other protocol."""
+    async with open_edge() as edge:
+        session = edge.attach("edge1", keep_alive(OK))
+        async with kept(edge) as pool:
+            asking = asked(("Connection", "Upgrade"), ("Upgrade", "tcp"))
+            assert (await browse(pool, FakeBrowser(asking))).is_complete
+            assert len(pool) == 0
+            assert session.streams[0].was_closed
+
+
 async def test_an_early_answer_ends_the_connection_whose_body_is_not_complete() -> None:
     async with open_edge() as edge:
         session = edge.attach("edge1", keep_alive(OK))

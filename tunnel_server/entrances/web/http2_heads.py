@@ -2,7 +2,7 @@
 
 What HTTP/1.1 could read differently is refused, because the request goes on as HTTP/1.1: line ends, NUL and
 other control characters, upper case in names, headers of one connection, ``Host`` beside another
-``:authority``, lengths that are no number (RFC 9113 sections 8.2 and 8.3, RFC 8441).
+``:authority``, lengths that are no number, the length of a tunnel (RFC 9113 sections 8.2 and 8.3, RFC 8441).
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def request_of(
         method, upgrade = b"GET", pseudo[b":protocol"]  # RFC 8441: what a GET with Upgrade is in HTTP/1.1
         if not _TOKEN.fullmatch(upgrade):
             raise MalformedHead("the protocol is no token")
+        if any(name == b"content-length" for name, _ in headers):
+            raise MalformedHead("an extended CONNECT has no body, so it must not announce one")
     elif b":protocol" in pseudo:
         raise MalformedHead("only CONNECT has :protocol")
     if pseudo.get(b":scheme") not in _SCHEMES or not _TARGET.fullmatch(pseudo.get(b":path", b"")):

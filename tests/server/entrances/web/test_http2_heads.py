@@ -61,6 +61,9 @@ def test_an_extended_connect_is_a_get_with_an_upgrade() -> None:
     assert (found.method, found.upgrade, found.has_body) == (b"GET", b"websocket", False)
     with pytest.raises(MalformedHead):
         request(head=[*head[:-1], (b":protocol", b"web socket")])
+    for more in ((b"content-length", b"5"), (b"content-length", b"0"), (b"transfer-encoding", b"chunked")):
+        with pytest.raises(MalformedHead):
+            request(more, head=head, is_end=False)
 
 
 @pytest.mark.parametrize("more", [[(b"a", b"b" * 1000)], [(b"a", b"")] * 10])
