@@ -22,6 +22,8 @@ class WebLogin(enum.Enum):
     """None. Each program on this machine is the user ``loopback``."""
     CERTIFICATE = "certificate"
     """A user's certificate, shown in the TLS handshake."""
+    PROXY = "proxy"
+    """None here, because a trusted proxy authenticates people. All whom it admits are ``loopback``."""
 
 
 class HostMode(enum.StrEnum):
@@ -60,7 +62,7 @@ class Web:
     certificate: tuple[WebCertificate, ...] = ()
     service: tuple[WebService, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
-    """Addresses of reverse proxies whose ``X-Forwarded-*`` headers are believed."""
+    """Addresses of reverse proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
     head_bytes: Count = Count(64 * 1024)
     """Size of the head of a request. Single sign-on and long filters make 30 KB of cookies, or of a URL."""
 
@@ -70,6 +72,9 @@ class Web:
         if self.login is WebLogin.CERTIFICATE and not self.is_tls:
             why = '"certificate" needs TLS, in which browsers show their certificate'
             raise InvalidValueError(why, "add [[web.certificate]], or write own_certificate = true", "login")
+        if self.login is WebLogin.PROXY and not self.trusted_proxies:
+            fix = 'write the proxy\'s address, as in trusted_proxies = ["127.0.0.1/32"]'
+            raise InvalidValueError('"proxy" needs a proxy that authenticates people', fix, "login")
         if self.own_certificate and "." not in self.domain:
             why = f"clients refuse a certificate for *.{self.domain}, because the domain has no dot"
             raise InvalidValueError(why, f'write domain = "qanat.{self.domain}"', "own_certificate")
@@ -81,8 +86,8 @@ class Web:
         for address in self.listen:
             if address.is_loopback:
                 continue
-            if self.login is WebLogin.NONE:
-                why = f'{address} is reachable from other machines, and login is "none"'
+            if self.login is not WebLogin.CERTIFICATE:
+                why = f'{address} is reachable from other machines, and login is "{self.login.value}"'
                 login = 'login = "certificate" with [[web.certificate]]'
                 fix = f'listen on loopback: "127.0.0.1:7003", or write {login}'
                 raise InvalidValueError(why, fix, "listen")

@@ -46,12 +46,13 @@ enabled = true
 # socket = $admin_socket
 # mode = "0600"
 
-[web]                             # http://service--node.<domain>; loopback only while login = "none"
+[web]                             # http://service--node.<domain>; loopback only unless login = "certificate"
 listen = ["127.0.0.1:$web"]
 domain = "localhost"
 # login = "none"                  # "certificate": browsers show a user's certificate, over TLS
+                                  # "proxy": one of trusted_proxies authenticates people
 # own_certificate = false         # true: TLS with a certificate of this server's own authority
-# trusted_proxies = []            # ["127.0.0.1/32"]: whose X-Forwarded-For, -Proto and -Host are believed
+# trusted_proxies = []            # ["127.0.0.1/32"]: whose X-Forwarded-For and -Proto are believed
 # head_bytes = 65536
 # [[web.certificate]]             # TLS with your certificate; several are chosen by the host's name
 # certificate_file = "/etc/letsencrypt/live/edge.example.com/fullchain.pem"

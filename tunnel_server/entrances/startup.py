@@ -39,7 +39,7 @@ from tunnel_server.entrances.tcp import ENTRANCE as TCP
 from tunnel_server.entrances.tcp import TcpEntrance, TcpForward
 from tunnel_server.entrances.web.entrance import ENTRANCE as WEB
 from tunnel_server.entrances.web.entrance import WebEntrance, WebTls
-from tunnel_server.entrances.web.login import CertificateLogin, LoopbackLogin
+from tunnel_server.entrances.web.login import CertificateLogin, Login, LoopbackLogin, ProxyLogin
 from tunnel_server.entrances.web.proxies import TrustedProxies
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.listeners.addresses import UnixAddress
@@ -141,15 +141,12 @@ class Entrances:
     async def _open_web(self, nursery: trio.Nursery) -> None:
         config, limits, certificates = self.config.web, self.config.limits, self.certificates.web
         users = UserConnections(limits.max_connections_per_user, limits.max_connections)
-        has_login = config.login is WebLogin.CERTIFICATE
         web = WebEntrance(
             self.opener,
             config.domain,
             replace(self._head_limits(), max_head_bytes=config.head_bytes),
             config.service,
-            login=CertificateLogin(self.credential_watch)
-            if has_login
-            else LoopbackLogin(self.config.trust_domain),
+            login=self._web_login(config.login),
             proxies=TrustedProxies(config.trusted_proxies),
             tls=None if certificates is None else WebTls(contexts=certificates.contexts, users=users),
         )
@@ -158,10 +155,17 @@ class Entrances:
         if certificates is not None:
             nursery.start_soon(certificates.keep_current)
             handler = over_tls(WEB, certificates.contexts, limits.handshake_seconds, handler, self.records)
-        addresses = _listed(config.listen)
-        await self.listeners.open_web(
-            addresses, handler, is_tls=certificates is not None, has_login=has_login
-        )
+        is_tls, has_login = certificates is not None, config.login is WebLogin.CERTIFICATE
+        await self.listeners.open_web(_listed(config.listen), handler, is_tls=is_tls, has_login=has_login)
+
+    def _web_login(self, login: WebLogin) -> Login:
+        match login:
+            case WebLogin.NONE:
+                return LoopbackLogin(self.config.trust_domain)
+            case WebLogin.PROXY:
+                return ProxyLogin(self.config.trust_domain)
+            case WebLogin.CERTIFICATE:
+                return CertificateLogin(self.credential_watch)
 
     async def _open_tcp(self, given: Tcp) -> None:
         forward = TcpForward(str(given.listen), given.node, given.target, given.allow_from)

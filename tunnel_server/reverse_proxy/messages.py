@@ -44,6 +44,8 @@ class BrowserRequest:
     """The protocols that the request asks to switch to, as in ``Upgrade``; empty for an ordinary request."""
     source: str
     """Address of the user, without a port."""
+    is_proxied: bool = False
+    """Whether a trusted proxy passed the request on."""
 
     @property
     def host(self) -> str:

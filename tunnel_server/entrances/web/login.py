@@ -1,4 +1,4 @@
-"""Logins of the web entrance: the protocol of each login, the user ``loopback``, and users' certificates."""
+"""Logins of the web entrance: their protocol, the user ``loopback``, and users' certificates."""
 
 from __future__ import annotations
 
@@ -54,8 +54,16 @@ class Login(Protocol):
         """
 
 
+_OF_PROXIES = (b"x-forwarded-for", b"forwarded", b"via")
+"""Headers that a proxy adds. A request with one of them may come from another machine."""
+
+
 class LoopbackLogin:
-    """Each program on this machine is the user ``loopback``."""
+    """Each program on this machine is the user ``loopback``.
+
+    A proxy on this machine would make the whole internet that user. So a request that a proxy passed on
+    counts by its source, and is refused if no trusted proxy named the source.
+    """
 
     def __init__(self, trust_domain: str) -> None:
         self._user = User(LOOPBACK_USER, Role.USER, trust_domain)
@@ -63,14 +71,42 @@ class LoopbackLogin:
     async def user_of(
         self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
     ) -> User | LoginAnswer:
-        """Return ``loopback``. Raises ``Refused`` for a connection from another machine."""
-        if not ipaddress.ip_address(connection.host).is_loopback:
+        """Return ``loopback``. Raises ``Refused`` for another machine, and for an unknown source."""
+        sources = (connection.host, request.source)
+        named = b"".join(request.values(b"x-forwarded-for")).strip(b", \t") if request.is_proxied else b""
+        if not all(ipaddress.ip_address(source).is_loopback for source in sources):
             raise Refused(
                 Reason.SOURCE_NOT_ALLOWED,
                 "without a login the web entrance serves this machine only; the server's configuration needs "
-                '[web] login = "certificate"',
+                '[web] login = "certificate", or login = "proxy" behind a proxy that authenticates people',
+            )
+        if not named and any(request.values(name) for name in _OF_PROXIES):
+            raise Refused(
+                Reason.SOURCE_NOT_ALLOWED,
+                "a proxy passed this request on, and the web entrance serves this machine only; if the proxy "
+                "authenticates people, the server's configuration needs the proxy's address in [web] "
+                'trusted_proxies, and login = "proxy"',
             )
         return self._user
+
+
+class ProxyLogin:
+    """A trusted proxy authenticates people, so each request that it passes on is the user ``loopback``'s.
+
+    All other requests are as under ``LoopbackLogin``.
+    """
+
+    def __init__(self, trust_domain: str) -> None:
+        self._user = User(LOOPBACK_USER, Role.USER, trust_domain)
+        self._local = LoopbackLogin(trust_domain)
+
+    async def user_of(
+        self, request: BrowserRequest, host: WebHost, connection: BrowserConnection
+    ) -> User | LoginAnswer:
+        """Return ``loopback``. Raises ``Refused`` for other machines that no trusted proxy stands for."""
+        if request.is_proxied:
+            return self._user
+        return await self._local.user_of(request, host, connection)
 
 
 class CertificateLogin:

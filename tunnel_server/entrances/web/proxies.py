@@ -16,7 +16,11 @@ _MAX_HOPS = 32
 
 
 class TrustedProxies:
-    """Proxies in ``networks``, whose ``X-Forwarded-For``, ``-Proto`` and ``-Host`` are believed."""
+    """Proxies in ``networks``, whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
+
+    Their ``X-Forwarded-Host`` is not, because proxies pass on what the browser wrote there. ``Host`` alone
+    names the virtual host.
+    """
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
@@ -29,12 +33,8 @@ class TrustedProxies:
         """
         if not self._networks or not self._trusts(peer):
             return request
-        return replace(
-            request,
-            source=self._source(request, peer),
-            scheme=_scheme(request),
-            authority=_last(request, b"x-forwarded-host") or request.authority,
-        )
+        source = self._source(request, peer)
+        return replace(request, source=source, scheme=_scheme(request), is_proxied=True)
 
     def _trusts(self, address: str) -> bool:
         try:
@@ -67,16 +67,12 @@ def _without_port(text: str) -> str:
 
 
 def _scheme(request: BrowserRequest) -> bytes:
-    named = _last(request, b"x-forwarded-proto").lower()
+    named = b"".join(_listed(request, b"x-forwarded-proto")[-1:]).lower()
     if not named:
         return request.scheme
     if named not in _SCHEMES:
         raise _malformed("X-Forwarded-Proto")
     return _SCHEMES[named]
-
-
-def _last(request: BrowserRequest, name: bytes) -> bytes:
-    return b"".join(_listed(request, name)[-1:])
 
 
 def _listed(request: BrowserRequest, name: bytes) -> list[bytes]:

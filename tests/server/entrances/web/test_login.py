@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,17 @@ from tunnel_core.reasons import Reason, Refused
 from tunnel_core.streams.tls import TlsStream
 from tunnel_server.access.routing import WebHost
 from tunnel_server.auth.revocation_list import Revocation, RevocationKind, RevocationList
+from tunnel_server.auth.users import User
 from tunnel_server.entrances.web.entrance import WebTls
-from tunnel_server.entrances.web.login import BrowserConnection, CertificateLogin, LoginAnswer, LoopbackLogin
+from tunnel_server.entrances.web.login import (
+    BrowserConnection,
+    CertificateLogin,
+    Login,
+    LoginAnswer,
+    LoopbackLogin,
+    ProxyLogin,
+)
+from tunnel_server.entrances.web.proxies import TrustedProxies
 from tunnel_server.listeners.listener import Listener
 from tunnel_server.listeners.tls import over_tls
 from tunnel_server.listeners.user_connections import UserConnections
@@ -33,7 +44,7 @@ DOMAIN = "edge.example"
 HOST = f"red--edge1.{DOMAIN}"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 REQUEST = BrowserRequest(
-    method=b"GET", scheme=b"http", authority=HOST.encode(), target=b"/", headers=[], source="192.0.2.1"
+    method=b"GET", scheme=b"http", authority=HOST.encode(), target=b"/", headers=[], source="127.0.0.1"
 )
 
 
@@ -207,3 +218,57 @@ async def test_without_a_login_other_machines_are_refused(address: str) -> None:
         await login.user_of(REQUEST, WebHost(), BrowserConnection(address, False, None))
     assert caught.value.reason is Reason.SOURCE_NOT_ALLOWED
     await trio.lowlevel.checkpoint()
+
+
+async def outcome(login: Login, request: BrowserRequest, address: str = "127.0.0.1:1") -> str:
+    """Return the user's name, or the sentence of the refusal."""
+    await trio.lowlevel.checkpoint()
+    try:
+        user = await login.user_of(request, WebHost(), BrowserConnection(address, False, None))
+    except Refused as refused:
+        assert refused.reason is Reason.SOURCE_NOT_ALLOWED
+        return refused.detail
+    assert isinstance(user, User)
+    return user.name
+
+
+FORWARDED = [(b"X-Forwarded-For", b"192.0.2.1"), (b"forwarded", b"for=192.0.2.1"), (b"Via", b"1.1 proxy")]
+
+
+@pytest.mark.parametrize("header", FORWARDED)
+async def test_what_an_unlisted_proxy_of_this_machine_passes_on_is_refused(
+    header: tuple[bytes, bytes],
+) -> None:
+    request = replace(REQUEST, headers=[header])
+    for login in (LoopbackLogin(TRUST_DOMAIN), ProxyLogin(TRUST_DOMAIN)):
+        assert "a proxy passed this request on" in await outcome(login, request)
+        assert await outcome(login, REQUEST) == "loopback"
+
+
+async def test_behind_a_trusted_proxy_the_source_is_the_machine_that_counts() -> None:
+    none, proxy = LoopbackLogin(TRUST_DOMAIN), ProxyLogin(TRUST_DOMAIN)
+    far = replace(REQUEST, headers=FORWARDED[:1], source="192.0.2.1", is_proxied=True)
+    assert "serves this machine only" in await outcome(none, far)
+    assert await outcome(proxy, far) == "loopback"
+    local = replace(REQUEST, headers=[(b"X-Forwarded-For", b"::1"), FORWARDED[2]], is_proxied=True)
+    assert await outcome(none, local) == "loopback"
+    # The proxy did not say for whom it asks in the header that is believed.
+    for headers in (FORWARDED[1:], [(b"X-Forwarded-For", b", ")]):
+        assert "a proxy passed this request on" in await outcome(none, replace(local, headers=headers))
+
+
+async def test_a_proxy_login_refuses_other_machines() -> None:
+    far = replace(REQUEST, source="192.0.2.1")
+    assert "serves this machine only" in await outcome(ProxyLogin(TRUST_DOMAIN), far, "192.0.2.1:9")
+
+
+async def test_the_internet_behind_a_proxy_of_this_machine_opens_nothing() -> None:
+    async with open_edge() as edge:
+        session = edge.attach("edge1", answer_with(OK))
+        trusted = TrustedProxies([ipaddress.ip_network("127.0.0.0/8")])
+        for proxies in (None, trusted):
+            web = edge.web(DOMAIN, proxies=proxies)
+            browser = await edge.dial(await edge.listen("web", web.serve))
+            await browser.send_all(get()[:-2] + b"X-Forwarded-For: 127.0.0.1, 192.0.2.1\r\n\r\n")
+            assert (await receive_all(browser)).startswith(b"HTTP/1.1 403 ")
+        assert not session.streams

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fakes.edge import answer_with, open_edge, receive_until
+from tests.support.fakes.edge import TRUST_DOMAIN, answer_with, open_edge, receive_until
 from tunnel_core.config.types import ServiceName
 from tunnel_core.reasons import Refused
+from tunnel_server.entrances.web.login import ProxyLogin
 from tunnel_server.entrances.web.proxies import TrustedProxies
 from tunnel_server.reverse_proxy.messages import BrowserRequest
 from tunnel_server.web_config import WebService
@@ -53,10 +54,11 @@ def test_the_source_is_the_newest_address_of_a_stranger(lines: list[bytes], sour
     assert PROXIES.apply(asked, "10.0.0.1").source == source
 
 
-def test_scheme_and_host_of_the_browser() -> None:
-    asked = request((b"X-Forwarded-Proto", b"https"), (b"x-forwarded-host", b"red--edge1.edge.example"))
+def test_the_scheme_of_the_browser_and_no_other_host() -> None:
+    asked = request((b"X-Forwarded-Proto", b"https"), (b"x-forwarded-host", b"blue--edge1.localhost"))
     found = PROXIES.apply(asked, "10.0.0.1")
-    assert (found.scheme, found.authority) == (b"https", b"red--edge1.edge.example")
+    assert (found.scheme, found.authority, found.is_proxied) == (b"https", b"red--edge1.localhost", True)
+    assert not asked.is_proxied
     assert PROXIES.apply(request((b"X-Forwarded-Proto", b"http, wss")), "10.0.0.1").scheme == b"https"
 
 
@@ -86,10 +88,12 @@ async def test_the_target_learns_what_the_proxy_said() -> None:
         edge.attach("edge1", answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", seen=seen))
         proxies = TrustedProxies([ipaddress.ip_network("127.0.0.0/8")])
         services = [WebService(name=ServiceName("red"), forwarded=True)]
-        web = edge.web("edge.example", proxies=proxies, services=services)
+        login = ProxyLogin(TRUST_DOMAIN)
+        web = edge.web("edge.example", login=login, proxies=proxies, services=services)
         browser = await edge.dial(await edge.listen("web", web.serve))
         await browser.send_all(
-            b"GET / HTTP/1.1\r\nHost: 127.0.0.1:7003\r\nX-Forwarded-Host: Red--Edge1.edge.example\r\n"
+            b"GET / HTTP/1.1\r\nHost: Red--Edge1.edge.example\r\n"
+            b"X-Forwarded-Host: blue--edge1.edge.example\r\n"
             b"X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\n\r\n"
         )
         await receive_until(browser, b"hi")
