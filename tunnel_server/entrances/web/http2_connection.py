@@ -184,6 +184,7 @@ class Http2Connection:
                 browser.trailers = trailers_of(event.headers)
             except MalformedHead:
                 browser.abort(Reason.BAD_REQUEST)
+                self._meter.charge_reset(trio.current_time())
 
     def _open_connection_window(self) -> None:
         if self._unopened >= CONNECTION_WINDOW // 4:
@@ -203,7 +204,7 @@ class Http2Connection:
 
     def _begin(self, stream_id: int, fields: Headers, *, is_end: bool) -> None:
         if self._tasks >= _MAX_TASKS:
-            self._reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            self._reset_caused(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
             return
         try:
             request = request_of(
@@ -215,7 +216,7 @@ class Http2Connection:
                 max_headers=self._limits.max_headers,
             )
         except MalformedHead:
-            self._reset(stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            self._reset_caused(stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
             return
         except Refused as refused:
             self._refuse(stream_id, refused)
@@ -232,7 +233,8 @@ class Http2Connection:
         self._on_refused(refused)
         word = refused.reason.word.encode()
         fields = [(b":status", str(refused.reason.status).encode()), (b"qanat-reason", word)]
-        self.send_headers(stream_id, fields, is_end=True)
+        with contextlib.suppress(trio.BrokenResourceError):  # reset in the same read as its head
+            self.send_headers(stream_id, fields, is_end=True)
         self.reset(stream_id, is_complete=True)
 
     async def _serve_request(self, browser: Http2Browser) -> None:
@@ -363,6 +365,11 @@ class Http2Connection:
         """Reset the stream. ``is_complete``: the answer is whole, and only the request's rest is unwanted."""
         codes = h2.errors.ErrorCodes
         self._reset(stream_id, codes.NO_ERROR if is_complete else codes.INTERNAL_ERROR)
+
+    def _reset_caused(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
+        """Reset a stream that the browser made useless. Raises ``FloodError``."""
+        self._reset(stream_id, code)
+        self._meter.charge_reset(trio.current_time())
 
     def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError):

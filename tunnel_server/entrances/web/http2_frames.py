@@ -6,7 +6,8 @@
 2. ``tunnel_core.http2.frame_budget`` is the budget of agents, which make one call on a connection. Browsers
    make hundreds of requests, cancel them, and give them priorities, so the numbers here are others.
 3. A request costs no budget: the number of open streams bounds requests. A reset does, because a request that
-   is reset at once does not stay open (rapid reset, CVE-2023-44487).
+   is reset at once does not stay open (rapid reset, CVE-2023-44487). A reset by this server costs the same
+   if a malformed head or too many requests caused it (MadeYouReset, CVE-2025-8671).
 4. The frames of one head are bounded in number and bytes before they are decoded (CONTINUATION floods). The
    decoder bounds the decoded head (HPACK bombs).
 """
@@ -23,7 +24,8 @@ CONTROL_FRAMES, CONTROL_FRAMES_PER_SECOND = 1000, 50
 """Frames of one connection without data: SETTINGS, PING, PRIORITY, empty DATA, unknown ones. Some browsers
 send one with each request."""
 RESETS, RESETS_PER_SECOND = 300, 20
-"""Requests of one connection that the browser resets. A page that is left resets 100 at most."""
+"""Requests of one connection that the browser resets, or makes this server reset. A page that is left
+resets 100 at most."""
 WINDOW_FRAMES, WINDOW_FRAMES_PER_SECOND = 2000, 200
 """WINDOW_UPDATE frames of one connection, beside two for each DATA frame that it received."""
 HEAD_FRAMES = 16
@@ -66,6 +68,14 @@ class FrameMeter:
         windows = self._windows
         windows.left = min(windows.capacity, windows.left + 2 * frames)
 
+    def charge_reset(self, now: float) -> None:
+        """Charge a reset: one of the browser's, or one that the browser made this server send.
+
+        Raises ``FloodError``.
+        """
+        if not self._resets.charge(1, now):
+            raise FloodError("too many requests were reset")
+
     def _charge(self, kind: int, flags: int, size: int, now: float) -> None:
         if kind == _DATA:
             if size or flags & _END_STREAM:
@@ -74,8 +84,7 @@ class FrameMeter:
             self._charge_head(kind, size)
             return
         elif kind == _RST_STREAM:
-            if not self._resets.charge(1, now):
-                raise FloodError("too many requests were reset")
+            self.charge_reset(now)
             return
         elif kind == _WINDOW_UPDATE:
             if not self._windows.charge(1, now):

@@ -22,6 +22,8 @@ from tests.support.pki import authority as pki
 from tunnel_core.http.server import HeadLimits
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.tls import TlsStream
+from tunnel_server.entrances.web import http2_connection as module
+from tunnel_server.entrances.web.http2_frames import RESETS
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Here: Yes\r\n\r\nhi"
 CODES = h2.errors.ErrorCodes
@@ -249,6 +251,45 @@ async def test_rapid_reset_ends_the_connection(tmp_path: Path, caplog: pytest.Lo
         await trio.testing.wait_all_tasks_blocked()
         ((reason, detail),) = refusals(caplog)
         assert (reason, "too many requests were reset" in detail) == ("frame_flood", True)
+
+
+@pytest.mark.parametrize("where", ["head", "trailers", "tasks"])
+async def test_resets_that_the_browser_causes_end_the_connection_too(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = [("x-sum", "a ")]  # a blank at the end
+    if where == "tasks":
+        monkeypatch.setattr(module, "_MAX_TASKS", 0)
+    async with open_site(tmp_path) as site:
+        site.edge.attach("edge1", lambda far: silent(far))
+        client = await site.client()
+        asked, is_open = 0, True
+        while is_open and asked < 2 * RESETS:
+            for _ in range(50):
+                stream_id = client.h2.get_next_available_stream_id()
+                is_head = where != "trailers"
+                client.h2.send_headers(stream_id, head(more=wrong if is_head else ()), end_stream=is_head)
+                if not is_head:
+                    client.h2.send_headers(stream_id, wrong, end_stream=True)
+            asked += 50
+            await client.send()
+            while is_open and sum(isinstance(e, h2.events.StreamReset) for e in client.events) < asked:
+                is_open = await client.receive()
+        assert not is_open
+        await trio.testing.wait_all_tasks_blocked()
+        ((reason, detail),) = refusals(caplog)
+        assert (reason, "too many requests were reset" in detail) == ("frame_flood", True)
+
+
+async def test_a_refused_head_that_is_reset_at_once_ends_nothing_else(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        site.edge.attach("edge1", answer_with(OK))
+        client = await site.client()
+        stream_id = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(stream_id, head("/", "CONNECT")[:1] + head()[2:3], end_stream=True)
+        client.h2.reset_stream(stream_id)
+        await client.send()  # both frames in one TLS record
+        assert (await client.answer(await client.ask(head())))[1] == b"hi"
 
 
 async def test_a_page_that_is_left_is_no_rapid_reset(tmp_path: Path) -> None:

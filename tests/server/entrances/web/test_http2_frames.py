@@ -63,6 +63,14 @@ def test_data_and_requests_cost_nothing_and_empty_data_does() -> None:
         counting.add(frame(0, 0, 1) * (CONTROL_FRAMES + 1), 0.0)
 
 
+def test_resets_of_both_sides_share_one_budget() -> None:
+    counting = meter()
+    counting.add(PREFACE + RESET * (RESETS - 1), 0.0)
+    counting.charge_reset(0.0)
+    with pytest.raises(FloodError):
+        counting.charge_reset(0.0)
+
+
 def test_frames_sent_allow_windows() -> None:
     counting = meter()
     counting.add(PREFACE + WINDOW * WINDOW_FRAMES, 0.0)
