@@ -42,6 +42,13 @@ class StreamOwner(Protocol):
     async def send_data(self, browser: Http2Browser, data: bytes, *, is_end: bool) -> None:
         """Send data when the windows and the other streams allow. Raises ``trio.BrokenResourceError``."""
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the socket takes nothing now, so that whatever is sent waits in memory."""
+
+    async def wait_unblocked(self, browser: Http2Browser) -> None:
+        """Wait while the socket is blocked. Raises ``trio.BrokenResourceError``."""
+
     def write(self) -> None:
         """Send what is queued, as far as the socket takes it."""
 
@@ -73,7 +80,7 @@ class Http2Browser:
         """The task that answers the request."""
         self._owner = owner
         self._body_idle_seconds = body_idle_seconds
-        self._pieces: list[bytes] = []
+        self._received = bytearray()  # in one piece: a list of 1-byte frames needs 28 times as much memory
         self._window = INITIAL_WINDOW
         self._consumed = 0  # bytes taken that the browser may not send again yet
         self._has_no_body = False  # of the answer
@@ -91,8 +98,7 @@ class Http2Browser:
 
     def feed(self, data: bytes, size: int) -> None:
         """Keep a piece of the body, which took ``size`` bytes of the window: ``data`` and padding."""
-        if data:
-            self._pieces.append(data)
+        self._received += data
         self._consumed += size - len(data)
         self._readable.set()
 
@@ -108,7 +114,7 @@ class Http2Browser:
         self._window_opened.set()
 
     def note_window(self) -> None:
-        """Note that the browser may have opened a window."""
+        """Note that the browser may have opened a window, or that the socket takes bytes again."""
         self._window_opened.set()
 
     @property
@@ -117,7 +123,7 @@ class Http2Browser:
         return self._left.is_set()
 
     async def wait_window(self) -> None:
-        """Wait until the window may have opened, or the stream is lost."""
+        """Wait until the window may have opened, the socket takes bytes again, or the stream is lost."""
         if not self.is_lost:
             self._window_opened = trio.Event()
             await self._window_opened.wait()
@@ -137,7 +143,7 @@ class Http2Browser:
 
     async def receive(self) -> bytes:
         """Return received bytes, ``b""`` at the end. Raises ``trio.BrokenResourceError``."""
-        while not self._pieces:
+        while not self._received:
             if self.is_lost:
                 raise trio.BrokenResourceError("the browser reset the stream")
             if self.has_input_ended:
@@ -145,8 +151,7 @@ class Http2Browser:
                 return b""
             self._readable = trio.Event()
             await self._readable.wait()
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
+        data, self._received = bytes(self._received), bytearray()
         self._consumed += len(data)
         self._open_window()
         return data
@@ -169,7 +174,7 @@ class Http2Browser:
         for event, following in zip(events, [*events[1:], None], strict=True):
             is_end = isinstance(following, AnswerEnd) and not following.trailers
             if isinstance(event, AnswerHead):
-                self._send_head(event, is_end=is_end)
+                await self._send_head(event, is_end=is_end)
             elif isinstance(event, AnswerEnd):
                 await self._send_end(event.trailers)
             elif not self._has_no_body and event:
@@ -177,11 +182,14 @@ class Http2Browser:
                 self.is_answer_complete = is_end
         self._owner.write()
 
-    def _send_head(self, head: AnswerHead, *, is_end: bool) -> None:
+    async def _send_head(self, head: AnswerHead, *, is_end: bool) -> None:
+        """Send a head. No window bounds heads, so they wait for the socket; most interim ones are dropped."""
         if head.status < 200:
-            if head.status != 101:  # HTTP/2 has no such answer
+            is_dropped = self._owner.is_blocked and head.status != 100
+            if head.status != 101 and not is_dropped:  # HTTP/2 has no 101
                 self._owner.send_headers(self.stream_id, fields_of(head), is_end=False)
             return
+        await self._owner.wait_unblocked(self)
         self.has_answered = True
         self._has_no_body = self.request.method == b"HEAD" or head.status in _WITHOUT_BODY
         is_end = is_end or self._has_no_body
@@ -192,6 +200,7 @@ class Http2Browser:
         if self.is_answer_complete:
             return
         if fields := checked_fields(trailers):
+            await self._owner.wait_unblocked(self)
             self._owner.send_headers(self.stream_id, fields, is_end=True)
         else:
             await self._owner.send_data(self, b"", is_end=True)
@@ -200,6 +209,7 @@ class Http2Browser:
     async def switch(self, head: AnswerHead) -> tuple[trio.abc.Stream, bytes]:
         """Send the 200 of RFC 8441, and return the stream of the DATA frames."""
         headers = [(name, value) for name, value in head.headers if name.lower() not in _OF_HANDSHAKE]
+        await self._owner.wait_unblocked(self)
         self.has_answered = True
         self._owner.send_headers(self.stream_id, fields_of(AnswerHead(200, headers)), is_end=False)
         self._owner.write()

@@ -90,7 +90,9 @@ class Http2Connection:
         self._growth_left = _WINDOW_GROWTH
         self._unopened = 0  # bytes received that the connection's window does not count yet
         self._queued = bytearray()  # while the socket is blocked
-        self._is_blocked = False
+        self.is_blocked = False
+        """Whether the socket takes nothing now, so that whatever is sent waits in memory."""
+        self._held: set[Http2Browser] = set()  # those whose head waits for the socket
         self._blocked, self._unblocked = trio.Event(), trio.Event()
         self._turns = trio.lowlevel.ParkingLot()
         self._reading = trio.CancelScope()
@@ -156,7 +158,7 @@ class Http2Connection:
             self._open_connection_window()
             self.write()
             size = next_read(size, len(data), trio.current_time() - started)
-            while self._is_blocked and len(self._queued) > _MAX_QUEUED:
+            while self.is_blocked and len(self._queued) > _MAX_QUEUED:
                 await self._unblocked.wait()
 
     def _take(self, event: h2.events.Event) -> None:
@@ -167,7 +169,7 @@ class Http2Connection:
             if browser := self._streams.get(event.stream_id):
                 browser.feed(event.data, event.flow_controlled_length)
         elif isinstance(event, h2.events.WindowUpdated | h2.events.RemoteSettingsChanged):
-            for browser in list(self._streams.values()):
+            for browser in self._streams.values():
                 browser.note_window()
         elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset | h2.events.TrailersReceived):
             self._take_end(event, self._streams.get(event.stream_id))
@@ -285,7 +287,7 @@ class Http2Connection:
         """Send one frame, and return the bytes in it."""
         while True:
             await self._wait_window(browser, len(view))
-            if self._is_blocked or self._turns:
+            if self.is_blocked or self._turns:
                 await self._turns.park()
             try:
                 size = min(len(view), self._window_of(browser), MAX_FRAME_BYTES)
@@ -299,7 +301,7 @@ class Http2Connection:
             except h2.exceptions.ProtocolError as error:
                 raise trio.BrokenResourceError("the browser has reset the stream") from error
             finally:
-                if not self._is_blocked:
+                if not self.is_blocked:
                     self._turns.unpark()
 
     async def _wait_window(self, browser: Http2Browser, needed: int) -> None:
@@ -317,18 +319,29 @@ class Http2Connection:
             raise trio.BrokenResourceError("the browser has reset the stream")
         return self._h2.local_flow_control_window(browser.stream_id)
 
+    async def wait_unblocked(self, browser: Http2Browser) -> None:
+        """Wait while the socket is blocked. Raises ``trio.BrokenResourceError``."""
+        while self.is_blocked and not browser.is_lost:
+            self._held.add(browser)
+            try:
+                await browser.wait_window()
+            finally:
+                self._held.discard(browser)
+        if browser.is_lost:
+            raise trio.BrokenResourceError("the browser has reset the stream")
+
     def write(self) -> None:
         """Send what is queued, as far as the socket takes it."""
         self._queued += self._h2.data_to_send()
-        if self._is_blocked or not self._queued:
+        if self.is_blocked or not self._queued:
             return
         data, self._queued = self._queued, bytearray()
         try:
-            self._is_blocked = not self._stream.send_nowait(data)
+            self.is_blocked = not self._stream.send_nowait(data)
         except _BROKEN:
             self._reading.cancel()
             self._lose_all()
-        if self._is_blocked:
+        if self.is_blocked:
             self._unblocked = trio.Event()
             self._blocked.set()
 
@@ -343,10 +356,12 @@ class Http2Connection:
                 self._lose_all()
                 self._reading.cancel()
                 return
-            self._is_blocked = False
+            self.is_blocked = False
             self._unblocked.set()
             self.write()
-            if not self._is_blocked:
+            for browser in self._held:
+                browser.note_window()
+            if not self.is_blocked:
                 self._turns.unpark()
 
     def open_window(self, stream_id: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import h2.errors
@@ -16,6 +17,8 @@ from tests.support.fakes.edge import answer_with, echo, receive_until
 from tests.support.fakes.fake_session import FarEnd
 from tunnel_core.reasons import Reason
 from tunnel_server.entrances.web import http2_connection as module
+from tunnel_server.entrances.web.http2_browser import Http2Browser
+from tunnel_server.reverse_proxy.messages import AnswerEnd, AnswerHead, BrowserRequest, Headers
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Here: Yes\r\n\r\nhi"
 CODES = h2.errors.ErrorCodes
@@ -24,6 +27,117 @@ CODES = h2.errors.ErrorCodes
 async def silent(far: FarEnd) -> None:
     far.accept()
     await far.near.was_reset.wait()
+
+
+class FakeOwner:
+    """A connection whose socket is blocked until ``unblocked`` is set. ``sent`` has statuses and trailers."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.unblocked = trio.Event()
+
+    def send_headers(self, stream_id: int, fields: Headers, *, is_end: bool) -> None:
+        self.sent.append(fields[0][1])
+
+    async def send_data(self, browser: Http2Browser, data: bytes, *, is_end: bool) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def is_blocked(self) -> bool:
+        return not self.unblocked.is_set()
+
+    async def wait_unblocked(self, browser: Http2Browser) -> None:
+        await self.unblocked.wait()
+
+    def write(self) -> None:
+        pass
+
+    def open_window(self, stream_id: int, size: int) -> None:
+        pass
+
+    def take_growth(self, size: int) -> int:
+        return 0
+
+    def reset(self, stream_id: int, *, is_complete: bool) -> None:
+        pass
+
+
+def browser_of(owner: FakeOwner) -> Http2Browser:
+    request = BrowserRequest(
+        method=b"POST",
+        scheme=b"https",
+        authority=b"red--edge1.localhost",
+        target=b"/",
+        headers=[],
+        body_length=None,
+        source="127.0.0.1",
+    )
+    return Http2Browser(owner, 1, request, 60.0)
+
+
+async def test_tiny_frames_take_no_more_memory_than_their_bytes() -> None:
+    browser = browser_of(FakeOwner())
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            browser.feed(number.to_bytes(2, "big"), 2)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 40_000
+    assert await browser.receive() == b"".join(number.to_bytes(2, "big") for number in range(20_000))
+
+
+async def test_heads_wait_for_a_blocked_socket_and_interim_ones_are_dropped() -> None:
+    owner = FakeOwner()
+    browser = browser_of(owner)
+    async with trio.open_nursery() as nursery:
+        await browser.send(AnswerHead(103, []), AnswerHead(100, []), AnswerHead(102, []))
+        nursery.start_soon(browser.send, AnswerHead(200, []), b"hi", AnswerEnd(((b"x-sum", b"1"),)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (owner.sent, browser.has_answered) == ([b"100"], False)
+        owner.unblocked.set()
+    assert owner.sent == [b"100", b"200", b"1"]
+
+
+async def test_trailers_and_switches_wait_for_a_blocked_socket() -> None:
+    owner = FakeOwner()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(browser_of(owner).switch, AnswerHead(101, []))
+        nursery.start_soon(browser_of(owner).send, AnswerEnd(((b"x-sum", b"1"),)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not owner.sent
+        owner.unblocked.set()
+    assert sorted(owner.sent) == [b"1", b"200"]
+
+
+async def test_heads_behind_a_browser_that_reads_nothing_stay_with_their_targets(tmp_path: Path) -> None:
+    size = 8_000_000
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </%b>\r\n\r\n" % (b"a" * 10_000)
+
+    async def by_path(far: FarEnd) -> None:
+        far.accept()
+        if b"/large" in await receive_until(far.stream, b"\r\n\r\n"):
+            await far.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+        else:
+            await far.stream.send_all(early * 50 + OK)
+
+    async with open_site(tmp_path) as site:
+        site.edge.attach("edge1", by_path)
+        client = await site.client()
+        client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: size})
+        client.h2.increment_flow_control_window(size)
+        large = await client.ask(head("/large"))
+        await client.wait(h2.events.ResponseReceived, large)
+        await trio.testing.wait_all_tasks_blocked()  # the kernel holds all it can
+        behind = [await client.ask(head("/behind")) for _ in range(2)]
+        client.h2.reset_stream(behind[0])
+        await client.send()
+        await trio.testing.wait_all_tasks_blocked()
+        for stream_id in (behind[1], large):  # no window is opened meanwhile
+            await client.wait(h2.events.StreamEnded, stream_id)
+        assert (client.body_of(behind[1]), len(client.body_of(large))) == (b"hi", size)
+        assert not any(isinstance(event, h2.events.InformationalResponseReceived) for event in client.events)
 
 
 async def test_an_answer_streams_as_it_comes(tmp_path: Path) -> None:
