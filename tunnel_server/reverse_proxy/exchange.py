@@ -85,7 +85,8 @@ class Exchange:
         Raises ``Refused``. If the answer has begun by then, the browser's connection is already aborted.
         """
         if not self._upgrade:
-            kept = self._pool.take(wanted, self._browser.connection, may_repeat=self._may_repeat)
+            source, owner = self._browser.request.source, self._browser.connection
+            kept = self._pool.take(wanted, source, owner, may_repeat=self._may_repeat)
             if kept is not None and await self._run_on(kept, wanted, is_new=False):
                 return
         target = self._pool.open(wanted, self._target_name, self._head)
@@ -109,11 +110,20 @@ class Exchange:
         except BaseException as error:
             target.user_stream.leave(error)
             raise
-        if self._upgrade or not self._has_sent:  # a target may have switched without a word
-            target.user_stream.leave()
+        if self._may_keep(target):
+            self._pool.give_back(target, wanted, self._browser.request.source)
         else:
-            self._pool.give_back(target, wanted)
+            target.user_stream.leave()
         return True
+
+    def _may_keep(self, target: TargetConnection) -> bool:
+        """Whether another request may follow on the connection.
+
+        Not after a request for an upgrade, because the target may have switched without a word. Not if the
+        connection is logged in and a proxy mixes the requests of several people.
+        """
+        is_shared_login = target.owner is not None and self._browser.request.is_proxied
+        return self._has_sent and not self._upgrade and not is_shared_login
 
     def _refuse(self, reason: Reason, detail: str) -> NoReturn:
         user_stream = self._target.user_stream

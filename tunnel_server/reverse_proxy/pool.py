@@ -1,10 +1,12 @@
 """Idle connections to targets, kept for the next request of the same user.
 
 1. A connection belongs to one user at one address, one entrance, and one service of one node. No other user's
-   request uses it, because the stream's open, grants and audit have that user's name.
+   request uses it, because the stream's open, grants and audit have that user's name. Behind a trusted proxy
+   all people may be one user, so the address that the proxy names counts too.
 2. A connection is kept only after a complete answer that leaves no doubt where it ends.
 3. NTLM and Negotiate log in a connection, not a request. Such a connection serves only the browser's
-   connection that used it (``owner``).
+   connection that used it (``owner``). A proxy sends the requests of all its browsers on one connection, so a
+   connection that a request behind a proxy has logged in is never kept.
 4. A reset of the stream (revocation, removed grant, lost session) and a close by the target end an idle
    connection at once, in the call of the session that reports it. A session that drains loses its idle
    connections within ``DRAIN_CHECK_SECONDS``, because server and agent wait for the end of all streams.
@@ -44,7 +46,9 @@ class _Service(NamedTuple):
     """Whose connections they are, and where they lead."""
 
     user: User
+    peer: str
     source: str
+    """Address of the person, which differs from ``peer`` behind a trusted proxy."""
     entrance: str
     route: NodeRoute
     target_tls: bool
@@ -120,13 +124,17 @@ class TargetPool:
         """Open a new connection whose stream carries ``early_data``. Raises ``NotOpened``."""
         return TargetConnection(self._opener.open(wanted, early_data).enter(), peer)
 
-    def take(self, wanted: StreamRequest, owner: object, *, may_repeat: bool) -> TargetConnection | None:
+    def take(
+        self, wanted: StreamRequest, source: str, owner: object, *, may_repeat: bool
+    ) -> TargetConnection | None:
         """Return an idle connection for a request of the browser's connection ``owner``; None without any.
+
+        ``source`` is the address of the person who asks.
 
         ``may_repeat``: the request may be sent again if the target closed the connection meanwhile. Any other
         request gets only a connection that became idle a moment ago, or the one that is bound to ``owner``.
         """
-        service = _service_of(wanted)
+        service = _service_of(wanted, source)
         if bound := self._by_key.get(_Key(service, owner)):
             return self._remove(bound[-1])
         free = self._by_key.get(_Key(service, None))
@@ -134,9 +142,9 @@ class TargetPool:
             return None
         return self._remove(free[-1])
 
-    def give_back(self, connection: TargetConnection, wanted: StreamRequest) -> None:
-        """Keep ``connection`` after an answer, or close it. Never blocks."""
-        service = _service_of(wanted)
+    def give_back(self, connection: TargetConnection, wanted: StreamRequest, source: str) -> None:
+        """Keep ``connection`` after an answer to ``source``, or close it. Never blocks."""
+        service = _service_of(wanted, source)
         if not (self._is_running and connection.may_reuse and self._has_room(service)):
             connection.user_stream.leave()
             return
@@ -192,6 +200,6 @@ class TargetPool:
                 connection.user_stream.leave()
 
 
-def _service_of(wanted: StreamRequest) -> _Service:
-    source = wanted.source.rpartition(":")[0]
-    return _Service(wanted.user, source, wanted.entrance, wanted.route, wanted.target_tls)
+def _service_of(wanted: StreamRequest, source: str) -> _Service:
+    peer = wanted.source.rpartition(":")[0]
+    return _Service(wanted.user, peer, source, wanted.entrance, wanted.route, wanted.target_tls)

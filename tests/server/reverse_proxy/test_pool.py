@@ -123,6 +123,25 @@ async def test_an_early_answer_ends_the_connection_whose_body_is_not_complete() 
             assert session.streams[0].was_closed
 
 
+async def test_people_behind_one_proxy_share_no_connection() -> None:
+    async with open_edge() as edge:
+        session = edge.attach("edge1", keep_alive(OK))
+        async with kept(edge) as pool:
+            for source, streams in (("192.0.2.1", 1), ("198.51.100.7", 2), ("192.0.2.1", 2)):
+                await browse(pool, FakeBrowser(replace(asked(source=source), is_proxied=True)))
+                assert len(session.streams) == streams
+
+
+@pytest.mark.parametrize("is_proxied", [False, True])
+async def test_a_connection_that_is_logged_in_behind_a_proxy_is_not_kept(is_proxied: bool) -> None:
+    login = replace(asked(("Authorization", "NTLM x")), is_proxied=is_proxied)
+    async with open_edge() as edge:
+        edge.attach("edge1", keep_alive(OK))
+        async with kept(edge) as pool:
+            assert (await browse(pool, FakeBrowser(login))).is_complete
+            assert len(pool) == (0 if is_proxied else 1)
+
+
 async def hang_up_later(far: FarEnd) -> None:
     """Answer one request, and end the connection when the next one arrives."""
     far.accept()
