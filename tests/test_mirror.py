@@ -157,7 +157,6 @@ WITHOUT = {
     "tunnel_server.main",
     "tunnel_server.nodes.announced",
     "tunnel_server.nodes.metrics_snapshot",
-    "tunnel_server.nodes.running_store",
     "tunnel_server.nodes.sessions",
     "tunnel_server.pki.enrolment.rate_limits",
     "tunnel_server.pki.enrolment.request",

@@ -1,12 +1,19 @@
-"""Grants for tests: everything to every user, as before there were grants."""
+"""Grants for tests: everything to every user, and to the programs beside the web entrance on loopback."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from tunnel_server.access.access import Access
 from tunnel_server.auth.access_rules import AccessRules, AccessSnapshot
 from tunnel_server.auth.grants import Grant
+from tunnel_server.auth.users import LOOPBACK_USER
+from tunnel_server.store import grants
+from tunnel_server.store.database import open_database
+from tunnel_server.store.grants import GrantChanges
+from tunnel_server.store.transaction import Transaction
 
 
 def grant(name: str = "g", **table: Any) -> Grant:
@@ -16,7 +23,18 @@ def grant(name: str = "g", **table: Any) -> Grant:
 
 
 def everything_granted() -> AccessRules:
-    return AccessRules(AccessSnapshot(grants=(grant("everything"),)))
+    return AccessRules(AccessSnapshot(grants=_everything()))
+
+
+def _everything() -> tuple[Grant, Grant]:
+    return grant("everything"), grant("loopback", users=[LOOPBACK_USER], verbs=["http"])
+
+
+def store_everything_granted(path: Path) -> None:
+    """Create the store ``path`` with a grant of everything to every user."""
+    with contextlib.closing(open_database(path)) as connection:
+        changes = GrantChanges(added=_everything())
+        grants.write(Transaction(connection, 0, must_audit=True), changes, "test")
 
 
 def open_access(trust_domain: str) -> Access:
