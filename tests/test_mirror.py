@@ -151,7 +151,6 @@ WITHOUT = {
     "tunnel_server.defaults",
     "tunnel_server.entrances.open_listeners",
     "tunnel_server.entrances.startup",
-    "tunnel_server.entrances.web.pages",
     "tunnel_server.entry",
     "tunnel_server.listeners.addresses",
     "tunnel_server.main",

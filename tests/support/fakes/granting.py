@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,24 @@ from tunnel_server.store.transaction import Transaction
 
 
 def grant(name: str = "g", **table: Any) -> Grant:
-    """A grant of everything to everybody, unless ``table`` says otherwise."""
+    """A grant of everything to everybody, also to ``loopback``, unless ``table`` says otherwise.
+
+    Only a test has a grant of both: for an administrator, ``*`` stands alone.
+    """
     everything = {"users": ["*"], "verbs": ["*"], "nodes": ["*"], "targets": ["*"]}
-    return Grant.parse({"id": name, **everything, **table})
+    parsed = Grant.parse({"id": name, **everything, **table})
+    return parsed if "users" in table else replace(parsed, users=("*", LOOPBACK_USER))
 
 
 def everything_granted() -> AccessRules:
-    return AccessRules(AccessSnapshot(grants=_everything()))
-
-
-def _everything() -> tuple[Grant, Grant]:
-    return grant("everything"), grant("loopback", users=[LOOPBACK_USER], verbs=["http"])
+    return AccessRules(AccessSnapshot(grants=(grant("everything"),)))
 
 
 def store_everything_granted(path: Path) -> None:
     """Create the store ``path`` with a grant of everything to every user."""
     with contextlib.closing(open_database(path)) as connection:
-        changes = GrantChanges(added=_everything())
+        everything = grant("everything", users=["*"]), grant("loopback", users=[LOOPBACK_USER])
+        changes = GrantChanges(added=everything)
         grants.write(Transaction(connection, 0, must_audit=True), changes, "test")
 
 
