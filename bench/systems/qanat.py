@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import ssl
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -160,10 +161,21 @@ def serving(
         lines += ["[[tcp]]", f'listen = "127.0.0.1:{port}"', f'node = "{NODE}"', f'target = "{target}"']
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
+    for user in ("*", "loopback"):
+        _grant_services(run, config, user)
     argv = [*run("qanat-server"), "run", "--config", str(config)]
     with child(argv, log, place=ends.server) as process:
         wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
         yield Server(process.pid, agents, https, web, ops, ports, authority, log, ends.server)
+
+
+def _grant_services(run: Callable[[str], list[str]], config: Path, user: str) -> None:
+    """Grant everything to ``user``. A version of before grants has no such command, and needs none."""
+    everything = ["--verb", "connect,http,api", "--node", "*", "--target", "*", "--config", str(config)]
+    argv = [*run("qanat-server"), "grant", "add", "--user", user, *everything]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode and "No such command" not in done.stderr:
+        raise BenchError(f"no grant was added: {done.stderr}")
 
 
 @contextmanager

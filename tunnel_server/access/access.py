@@ -112,7 +112,7 @@ class Access:
 
     def may(self, user: User, verb: Verb, node: str, target: Target | None = None) -> bool:
         """Whether a grant allows ``verb`` on the node: to ``target``, or to any target if that is None."""
-        return self.index.decide(AccessRequest(user.name, user.groups, verb, node, target)).grant is not None
+        return self.index.allows(AccessRequest(user.name, user.groups, verb, node, target))
 
     def may_read_node(self, user: User, node: str) -> bool:
         """Whether the user may read this node."""

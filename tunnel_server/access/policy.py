@@ -5,8 +5,11 @@
    name the user, a group of the login, or every user.
 3. Selectors read only labels that were set on the server. An agent cannot widen who reaches it.
 4. ``GrantIndex`` finds the grants of a subject, and of a node by its exact name, so that a decision does not
-   read the grants of others. Decisions are kept until something changes.
-5. A refusal names the user, the wish, the grant that comes nearest, and whom to ask.
+   read the grants of others. Decisions are kept until something changes. ``GrantIndex.allows`` keeps nothing,
+   so that a list of 10,000 nodes does not displace the decisions of streams.
+5. A refusal names the user, the wish, the grant that comes nearest, and whom to ask. ``GrantIndex.decide``
+   looks for the nearest grant, which takes much longer than the decision.
+6. The user ``*`` is every authenticated user. The user ``loopback`` is not authenticated.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from tunnel_core.names import Target
 from tunnel_server.auth.access_rules import AccessChange, AccessRules
 from tunnel_server.auth.grant_patterns import EVERYTHING
 from tunnel_server.auth.grants import Grant, Verb
+from tunnel_server.auth.users import LOOPBACK_USER
 
 MAX_NEAR = 100
 """Grants that are compared for the nearest miss of one refusal, which takes less than a millisecond."""
@@ -159,17 +163,32 @@ class GrantIndex:
             decision = self._decisions[request] = self._decide(request)
         return decision
 
+    def allows(self, request: AccessRequest) -> bool:
+        """Whether the request is allowed, without the sentence of a refusal. For lists and pages."""
+        return not self._is_disabled(request) and self._find(request) is not None
+
     def _decide(self, request: AccessRequest) -> Decision:
-        account = self._rules.accounts.get(request.user)
-        if account is not None and account.is_disabled:
+        if self._is_disabled(request):
             return Decision(None, f"user {request.user} is disabled here; ask {self._contact}")
+        grant = self._find(request)
+        if grant is not None:
+            return Decision(grant)
+        labels = self._rules.labels_of(request.node)
+        nearest = self._nearest(request, labels)
+        return Decision(None, self._refusal(request, nearest, labels), nearest)
+
+    def _find(self, request: AccessRequest) -> Grant | None:
+        """Return the first grant of the user that allows the request."""
         labels = self._rules.labels_of(request.node)
         for subject in self._subjects(request):
             for grant in subject.of_node(request.node):
                 if allows(grant, request, labels):
-                    return Decision(grant)
-        nearest = self._nearest(request, labels)
-        return Decision(None, self._refusal(request, nearest, labels), nearest)
+                    return grant
+        return None
+
+    def _is_disabled(self, request: AccessRequest) -> bool:
+        account = self._rules.accounts.get(request.user)
+        return account is not None and account.is_disabled
 
     def reads(self, user: str, groups: frozenset[str]) -> Reads:
         """Return which nodes the user may read in the API. The result is kept."""
@@ -181,8 +200,7 @@ class GrantIndex:
         return kept
 
     def _decide_reads(self, request: AccessRequest) -> Reads:
-        account = self._rules.accounts.get(request.user)
-        if account is not None and account.is_disabled:
+        if self._is_disabled(request):
             return Reads.NONE
         found = Reads.NONE
         for subject in self._subjects(request):
@@ -194,7 +212,7 @@ class GrantIndex:
         return found
 
     def _subjects(self, request: AccessRequest) -> Iterator[_SubjectGrants]:
-        """Yield the grants of the user, of the user's groups, and of every user."""
+        """Yield the grants of the user, of the user's groups, and of every authenticated user."""
         user = self._users.get(request.user)
         if user is not None:
             yield user
@@ -203,7 +221,7 @@ class GrantIndex:
             if group is not None:
                 yield group
         everybody = self._users.get(EVERYTHING)
-        if everybody is not None:
+        if everybody is not None and request.user != LOOPBACK_USER:
             yield everybody
 
     # Refusals.

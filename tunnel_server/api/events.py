@@ -16,7 +16,9 @@ from urllib.parse import parse_qsl
 import trio
 
 from tunnel_core.reasons import Reason, Refused
+from tunnel_server.access.access import Access
 from tunnel_server.api.lists import MayRead
+from tunnel_server.auth.users import User
 from tunnel_server.events.event_log import Events, NodeEvent, event_as_json
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
@@ -75,17 +77,22 @@ def _bad(sentence: str) -> Refused:
     return Refused(Reason.BAD_REQUEST, sentence)
 
 
-async def wait(subscribers: EventSubscribers, nodes: Nodes, query: EventsQuery, user: str) -> EventsQuery:
+async def wait(
+    subscribers: EventSubscribers, nodes: Nodes, query: EventsQuery, user: User, access: Access
+) -> EventsQuery:
     """Wait for an event, at most ``query.wait_seconds``. Return the query with the node's full name.
 
-    Raises ``Refused`` if there are too many subscribers, or if the node's name is ambiguous.
+    Raises ``Refused`` if there are too many subscribers, if the node's name is ambiguous, or if the user may
+    not read the node: the end of the wait would tell that something happened there.
     """
     node = (nodes.name_of(query.node) or query.node) if query.node else ""
+    if node:
+        access.require_node(user, node)
     after = query.after
     if query.wait_seconds:
         after = subscribers.events.last_id if after is None else after
         with trio.move_on_after(query.wait_seconds):
-            await subscribers.wait_newer(after, node, user)
+            await subscribers.wait_newer(after, node, user.name)
     return query._replace(node=node, after=after)
 
 

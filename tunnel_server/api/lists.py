@@ -50,7 +50,8 @@ _TURN_SECONDS = 10.0
 _MAX_IDLE_USERS = 256
 _MAX_PARAMETERS = 8
 
-_SELECTED_AT_ONCE = 200
+_SELECTED_AT_ONCE = 50
+"""Rows that are examined in one piece. A row takes 5 us; with hundreds of patterns 100 us."""
 MayRead: TypeAlias = Callable[[str], bool]
 """Whether a user may read the node of this name."""
 Json = dict[str, object]
@@ -92,7 +93,7 @@ def parse_page(query: str) -> Page:
 
 
 class Answer(NamedTuple):
-    """A JSON answer, and the number of rows that its build cost."""
+    """A JSON answer, and the number of rows that were made or examined for it."""
 
     body: bytes
     rows: int
@@ -106,7 +107,7 @@ class _Snapshot:
 
 
 async def _selected(snapshot: _Snapshot, may_read: MayRead) -> _Snapshot:
-    """Return the rows that may be read. A row takes 1 us, so pieces of hundreds do not stop the streams."""
+    """Return the rows that may be read."""
     keys: list[str] = []
     rows: list[bytes] = []
     async for piece in in_pieces(zip(snapshot.keys, snapshot.rows, strict=True), _SELECTED_AT_ONCE):
@@ -170,7 +171,8 @@ class Listing(Generic[T]):
         elif is_kept:
             self._paged = None
         body = b'{"%b":[%b]%b}\n' % (self._name.encode(), b",".join(rows), more)
-        return Answer(body, len(rows))
+        # A user who may read few nodes of a fleet pays for all that were examined.
+        return Answer(body, len(rows) if shown is snapshot else len(snapshot.rows))
 
     async def _fresh(self) -> _Snapshot:
         """Return a snapshot whose build began after this call, or the last one if the list is prompt.

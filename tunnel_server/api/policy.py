@@ -1,7 +1,8 @@
 """``/api/v1/policy?user=&verb=&node=&target=``: whether a user may do something, and which grant decides.
 
-A user may ask about the user itself. A question about another user needs the verb admin, because the answer
-names grants. The answer counts the groups of the store; those of the caller's login count for the caller.
+A user may ask about the user itself, and gets the id and the verbs of the grant: a whole grant names other
+users, groups, nodes and targets. A question about another user needs the verb admin, and its answer has the
+whole grant. The answer counts the groups of the store; those of the caller's login count for the caller.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tunnel_core.names import LOOPBACK, Target
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.access.access import Access
 from tunnel_server.access.policy import AccessRequest, Decision
-from tunnel_server.auth.grants import Verb
+from tunnel_server.auth.grants import Grant, Verb
 from tunnel_server.auth.users import Administrator, User
 from tunnel_server.nodes.registry import Nodes
 
@@ -78,6 +79,7 @@ def answer(access: Access, nodes: Nodes, caller: User, question: PolicyQuestion)
     is_own = caller.name == question.user and not isinstance(caller, Administrator)
     if not is_own and not isinstance(caller, Administrator):
         access.require(caller, Verb.ADMIN)
+    shown = _as_summary if is_own and not access.may(caller, Verb.ADMIN, "") else Grant.as_table
     node = (nodes.name_of(question.node) or question.node) if question.node else ""
     groups = caller.groups if is_own else _NO_GROUPS
     request = AccessRequest(question.user, groups, question.verb, node, question.target)
@@ -88,10 +90,16 @@ def answer(access: Access, nodes: Nodes, caller: User, question: PolicyQuestion)
         "verb": question.verb.value,
         "node": node or None,
         "target": str(question.target) if question.target else None,
-        "grant": decision.grant.as_table() if decision.grant else None,
-        "nearest": decision.nearest.as_table() if decision.nearest else None,
+        "grant": shown(decision.grant) if decision.grant else None,
+        "nearest": shown(decision.nearest) if decision.nearest else None,
         "detail": _sentence(request, decision),
     }
+
+
+def _as_summary(grant: Grant) -> dict[str, Any]:
+    """Return what a user without the verb admin learns about a grant."""
+    table = grant.as_table()
+    return {key: table[key] for key in ("id", "verbs")}
 
 
 def _sentence(request: AccessRequest, decision: Decision) -> str:

@@ -122,7 +122,7 @@ class ApiEntrance:
         given = api_events.parse_query(routed.query)
         self._access.may_read(caller.user)
         with self._credential_watch.cancel_when_revoked(caller.user.certificate):
-            query = await api_events.wait(self._subscribers, self._nodes, given, caller.user.name)
+            query = await api_events.wait(self._subscribers, self._nodes, given, caller.user, self._access)
 
             async def page(_: RoutedRequest, user: User) -> Answer:
                 # After the wait, because the user may have lost a grant meanwhile.

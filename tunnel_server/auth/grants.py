@@ -3,12 +3,14 @@
 A grant allows, and nothing denies: what no grant allows is refused. A grant has one canonical table, in TOML,
 JSON or YAML: ``Grant.parse`` reads the table and ``Grant.as_table`` returns it.
 
-1. ``users`` and ``groups`` name the subjects. The user ``*`` is every authenticated user.
+1. ``users`` and ``groups`` name the subjects. The user ``*`` is every authenticated user, so not
+   ``loopback``.
 2. ``nodes`` has names, names with ``*`` (which matches no dot), and label selectors such as ``site=hamburg``
    or ``site=hamburg,tier=1``. A selector reads only labels that were set on the server.
 3. ``targets`` has services, ports of the node itself, ``host:port`` and unix sockets. A service and the port
    that it leads to are two targets, because the agent decides where a service leads.
-4. ``*`` alone is every node, every target, or every verb, also of later versions.
+4. ``*`` alone is every node, every target, or every verb, also of later versions. The verb admin concerns
+   no node, so ``*`` includes it only if the nodes are ``*`` too.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunnel_core.identity import Role, is_identity_name, why_no_name
@@ -90,12 +92,21 @@ class Grant:
     users: tuple[str, ...]
     groups: tuple[str, ...]
     verbs: frozenset[Verb]
-    """The verbs that it allows; all members for ``*``."""
+    """The verbs that it allows. ``*`` stands for all; without admin, unless the nodes are ``*``."""
     nodes: tuple[NodePattern, ...]
     targets: tuple[TargetPattern, ...]
     note: str = ""
     every_verb: bool = False
     """Whether the table has ``*``, so that verbs of later versions are allowed too."""
+    _exact: frozenset[str] = field(init=False, repr=False, compare=False)
+    _patterns: tuple[NodePattern, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        exact = frozenset(pattern.name for pattern in self.nodes if pattern.is_exact)
+        object.__setattr__(self, "_exact", exact)
+        object.__setattr__(
+            self, "_patterns", tuple(pattern for pattern in self.nodes if not pattern.is_exact)
+        )
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Grant:
@@ -111,7 +122,6 @@ class Grant:
         if not verbs:
             raise GrantError(f"{where} has no verbs: give some of {_VERBS}, or *")
         every = EVERYTHING in verbs
-        members = frozenset(Verb) if every else frozenset(map(Verb, verbs))
         nodes = tuple(
             map(NodePattern.parse, _names(given.pop("nodes", []), where, "nodes", _checked(NodePattern)))
         )
@@ -121,6 +131,7 @@ class Grant:
                 _names(given.pop("targets", []), where, "targets", _checked(TargetPattern)),
             )
         )
+        members = _members(verbs, nodes)
         note = _note(given.pop("note", ""), where)
         if given:
             raise GrantError(f"{where} has no key {str(min(given))[:80]!r}; the keys are {', '.join(_KEYS)}")
@@ -154,7 +165,7 @@ class Grant:
 
     def has_node(self, node: str, labels: Mapping[str, str]) -> bool:
         """Whether the grant is for this node. ``labels`` are those that were set on the server."""
-        return any(pattern.matches(node, labels) for pattern in self.nodes)
+        return node in self._exact or any(pattern.matches(node, labels) for pattern in self._patterns)
 
 
 def parse_grants(text: str) -> tuple[Grant, ...]:
@@ -250,6 +261,17 @@ def _verb(text: str) -> str:
     raise GrantError(f"{text[:80]!r} is not a verb; the verbs are {_VERBS}, and * for all")
 
 
+def _members(verbs: Iterable[str], nodes: tuple[NodePattern, ...]) -> frozenset[Verb]:
+    """Return the verbs that the words stand for. ``*`` on some nodes does not include admin."""
+    if EVERYTHING not in verbs:
+        return frozenset(map(Verb, verbs))
+    return frozenset(Verb) if _is_every_node(nodes) else frozenset(Verb) - {Verb.ADMIN}
+
+
+def _is_every_node(nodes: tuple[NodePattern, ...]) -> bool:
+    return [pattern.name for pattern in nodes] == [EVERYTHING]
+
+
 def _checked(kind: type[NodePattern | TargetPattern]) -> Any:
     return lambda text: str(kind.parse(text))
 
@@ -263,6 +285,10 @@ def _check_places(grant: Grant, where: str) -> None:
         return
     if not grant.nodes:
         raise GrantError(f"{where} has no nodes: give names, names with *, label=value, or * for all")
+    if Verb.ADMIN in grant.verbs and not _is_every_node(grant.nodes):
+        raise GrantError(
+            f"{where} has admin, which concerns every node, beside verbs on some; make it two grants"
+        )
     if opening and not grant.targets:
         example = 'targets = ["ssh", "22", "10.0.0.5:80"], or * for all'
         raise GrantError(f"{where} has no targets: write, for example, {example}")

@@ -32,8 +32,8 @@ from certs.authority_folder import chown_like, load_authority
 from certs.ca import AuthorityError
 from certs.file_owner import as_owner
 from certs.files import PUBLIC, make_private_folder, sync_folder, write_private, write_public
+from tunnel_server.backup import lost_access
 from tunnel_server.backup.archive import Backup, BadBackup, Content, Manifest
-from tunnel_server.backup.lost_access import lost_restrictions
 from tunnel_server.backup.places import Installation, require_known
 from tunnel_server.pki.rotation_steps import AUTHORITY_FOLDER
 from tunnel_server.store import revocations, tokens
@@ -72,6 +72,7 @@ class Restored:
 
     ``newer`` has revocations that only the old store had, and ``lost`` commands for the other restrictions
     that only the old store had. ``kept`` is the folder of the old files, or None.
+    ``is_before_grants``: the upgrade of the restored store writes grants.
     """
 
     manifest: Manifest
@@ -79,6 +80,7 @@ class Restored:
     revoked_tokens: list[str]
     kept: Path | None
     lost: list[str]
+    is_before_grants: bool
 
 
 def restore_backup(backup: Backup, installation: Installation, *, replace: bool) -> Restored:
@@ -97,7 +99,8 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
             inside, outside = backup.extract(staged, data_dir), backup.read(data_dir)
             _check(data_dir, inside, staged)
             newer = _newer_revocations(data_dir / FILE, inside.get(data_dir / FILE))
-            lost = lost_restrictions(data_dir / FILE, inside.get(data_dir / FILE))
+            is_before_grants = lost_access.is_before_grants(inside.get(data_dir / FILE))
+            lost = lost_access.lost_restrictions(data_dir / FILE, inside.get(data_dir / FILE))
             existing, others = _existing(data_dir), [path for path in outside if _is_there(path)]
             if (existing or others) and not replace:
                 raise FilesExist([*existing, *others], newer)
@@ -110,7 +113,7 @@ def restore_backup(backup: Backup, installation: Installation, *, replace: bool)
                     raise
                 raise RestoreFailed(error, kept) from error
             revoked = _revoke_open_tokens(data_dir / FILE, manifest) if data_dir / FILE in inside else []
-    return Restored(manifest, newer, revoked, kept, lost)
+    return Restored(manifest, newer, revoked, kept, lost, is_before_grants)
 
 
 @contextlib.contextmanager

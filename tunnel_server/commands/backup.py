@@ -179,6 +179,12 @@ def _revoked(tokens: int) -> str:
     return f"{tokens} tokens that were open at the backup are revoked: create new ones."
 
 
+_BEFORE_GRANTS = (
+    "The backup is from before grants: the upgrade writes grants named upgrade-..., which allow what users "
+    "could do then. Look at them with `qanat-server grant list`."
+)
+
+
 def _as_text(restored: Restored) -> str:
     manifest = restored.manifest
     lines = [
@@ -195,6 +201,8 @@ def _as_text(restored: Restored) -> str:
     if restored.lost:
         lines += ["", "USERS, GRANTS OR TOKENS THAT THE BACKUP ALLOWS AGAIN, until you repeat:"]
         lines += [f"  {command}" for command in restored.lost]
+    if restored.is_before_grants:
+        lines += ["", _BEFORE_GRANTS]
     config = shlex.quote(manifest.config_file)
     return "\n".join([*lines, "", "Next:", f"  qanat-server run --config {config}"])
 
@@ -209,4 +217,5 @@ def _as_json(restored: Restored) -> dict[str, object]:
         "revoked_tokens": restored.revoked_tokens,
         "lost_revocations": restored.newer,
         "lost_restrictions": restored.lost,
+        "upgrade_writes_grants": restored.is_before_grants,
     }

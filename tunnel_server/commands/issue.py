@@ -19,6 +19,7 @@ from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, p
 from tunnel_core.config.paths import rights_hint
 from tunnel_core.humanize import as_iso, as_minute
 from tunnel_core.identity import Role
+from tunnel_server.auth.users import LOOPBACK_USER
 from tunnel_server.commands.access import checked_name, config_option, json_option, load_config, perform
 from tunnel_server.commands.grant_hint import grant_hint
 from tunnel_server.commands.installation import make_bundle
@@ -148,6 +149,9 @@ def issue_user(
 def _issue(order: _Order, config_file: Path | None, files: list[Path]) -> _Issued:
     """Issue and record a certificate. Raises ``CommandError``, also if ``files`` cannot be written."""
     role, name = order.role, checked_name(order.role, order.name)
+    if role is Role.USER and name == LOOPBACK_USER:
+        sentence = "is the name of all programs beside the web entrance on loopback; choose another name"
+        raise CommandError(ExitCode.USAGE, f"{name} {sentence}")
     config = load_config(config_file)
     _refuse_places(files)
     try:

@@ -7,6 +7,7 @@ log. ``EventWriter`` then stores the events of this run.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -25,6 +26,12 @@ from tunnel_server.store.lock import wait_hold_store
 from tunnel_server.store.settings import settings_of
 from tunnel_server.store.store import Store, open_store
 
+_log = logging.getLogger("qanat.server")
+
+NO_GRANT = (
+    "no grant exists, so every user is refused; restore a backup if the store was lost, or add a grant: "
+    "qanat-server grant add --user NAME --verb connect,http,api --node '*' --target '*'"
+)
 _FINAL_WRITE_SECONDS = 3.0
 _NO_BOUND = 2**62
 
@@ -40,6 +47,8 @@ async def running_store(
     """
     async with wait_hold_store(config.data_dir):
         store = await trio.to_thread.run_sync(open_store, settings_of(config), wall)
+        if not store.access.rules.grants:
+            _log.error(NO_GRANT)
         nursery.start_soon(store.serve)
         nursery.start_soon(store.prune_hourly)
         nursery.start_soon(store.access.write_uses_regularly)

@@ -28,6 +28,9 @@ from tunnel_server.store.transaction import Transaction
 WRITE_USES_SECONDS = 60.0
 """Seconds between two writes of the last uses of API tokens, so that a request costs no write."""
 
+_PRUNING = "prune"
+"""Who removed the labels of a node that was pruned, in the audit."""
+
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -264,6 +267,20 @@ class AccessStore:
             lambda transaction: _forget(transaction, node, by), lambda _: self._take_labels(node, {})
         )
 
+    async def prune_nodes(self, keep: int, most: int) -> int:
+        """Remove up to ``most`` known nodes that are too old or beyond ``keep``, with their labels.
+
+        Returns the number of removed nodes.
+        """
+
+        def take(removed: list[str]) -> None:
+            unlabelled = {name: None for name in removed if self.rules.labels_of(name)}
+            if unlabelled:
+                self.rules.apply(AccessChange(labels=unlabelled))
+
+        removed = await self._write(lambda transaction: _prune_nodes(transaction, keep, most), take)
+        return len(removed)
+
     def _take_labels(self, node: str, after: Mapping[str, str]) -> None:
         if dict(self.rules.labels_of(node)) != dict(after):
             self.rules.apply(AccessChange(labels={node: after or None}))
@@ -276,6 +293,15 @@ def _forget(transaction: Transaction, node: str, by: str) -> None:
         raise subjects.unknown(connection, RevocationKind.NODE, node)
     transaction.audit(AuditLine(AuditKind.FORGOTTEN, node=node, done_by=by))
     labels.change(transaction, node, dict.fromkeys(labels.of_node(connection, node)), by)
+
+
+def _prune_nodes(transaction: Transaction, keep: int, most: int) -> list[str]:
+    """Remove old nodes with their labels, because another machine may get a name later."""
+    connection = transaction.connection
+    removed = known_nodes.prune(connection, transaction.now, keep=keep, most=most)
+    for name in removed:
+        labels.change(transaction, name, dict.fromkeys(labels.of_node(connection, name)), _PRUNING)
+    return removed
 
 
 def prune(connection: Connection, now: int, most: int) -> int:

@@ -154,7 +154,7 @@ def _migrate(connection: Connection, path: Path, steps: Sequence[MigrationStep])
         _require_known(version, path, steps)
         for number, step in enumerate(steps[version:], start=version + 1):
             for statement in step:
-                connection.execute(statement)
+                connection.execute(statement, {"old_version": version})
             now = int(time.time() * 1000)
             connection.execute("INSERT INTO schema_versions VALUES (?, ?)", (number, now))
         if version < len(steps):

@@ -2,6 +2,7 @@
 
 Before there were grants, every user could do everything but administer. The migration of the tables grants
 that to every user of the store. ``finish_upgrade`` does the same for the users whom the configuration names.
+A store that did not exist is no upgrade, because it may replace a lost one: it has no grant.
 """
 
 from __future__ import annotations

@@ -104,16 +104,18 @@ def forget(connection: Connection, name: str) -> bool:
     return connection.execute("DELETE FROM nodes WHERE name = ?", (name,)).rowcount > 0
 
 
-def prune(connection: Connection, now: int, *, keep: int, most: int) -> int:
+def prune(connection: Connection, now: int, *, keep: int, most: int) -> list[str]:
     """Remove up to ``most`` nodes that are too old, or beyond ``keep``; an attached node is never removed.
 
-    Returns the number of removed nodes.
+    Returns the names of the removed nodes.
     """
-    return connection.execute(
-        "DELETE FROM nodes WHERE name IN ("
-        " SELECT name FROM nodes WHERE NOT is_attached AND coalesce(last_seen_at, known_at) < :before"
+    rows = connection.execute(
+        "SELECT name FROM nodes WHERE NOT is_attached AND coalesce(last_seen_at, known_at) < :before"
         " AND NOT EXISTS (SELECT 1 FROM certificates WHERE role = 'node' AND certificates.name = nodes.name)"
         " UNION SELECT name FROM (SELECT name FROM nodes WHERE NOT is_attached"
-        " ORDER BY coalesce(last_seen_at, known_at) DESC, name LIMIT -1 OFFSET :keep) LIMIT :most)",
+        " ORDER BY coalesce(last_seen_at, known_at) DESC, name LIMIT -1 OFFSET :keep) LIMIT :most",
         {"before": now - KEEP_UNSEEN, "keep": keep, "most": most},
-    ).rowcount
+    )
+    removed = [row["name"] for row in rows.fetchall()]
+    connection.executemany("DELETE FROM nodes WHERE name = ?", [(name,) for name in removed])
+    return removed

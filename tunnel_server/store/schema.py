@@ -1,7 +1,9 @@
 """The tables, as migration steps from an empty file to the current version. No I/O.
 
-A released step is never changed; a change of the tables is a further step. Times are whole milliseconds since
-1970 in UTC; serials and fingerprints are lower-case hex. ``docs/store.md`` explains each table.
+A released step is never changed; a change of the tables is a further step. A statement may use
+``:old_version``, the version of the file before all steps; 0 is a file that did not exist.
+Times are whole milliseconds since 1970 in UTC; serials and fingerprints are lower-case hex.
+``docs/store.md`` explains each table.
 """
 
 from __future__ import annotations
@@ -188,13 +190,14 @@ _ACCESS: MigrationStep = (
     f"INSERT INTO grants ({_GRANT_COLUMNS})"  # noqa: S608 - constants
     f" SELECT 'upgrade-' || row_number() OVER (ORDER BY name), name, {_BEFORE_GRANTS} FROM users",
     # A store without the server certificate that `init` records was made for an installation from before the
-    # store, whose users it does not know.
+    # store, whose users it does not know. A new file cannot be told from the replacement of a lost one, and
+    # a lost store must not give access to everybody.
     f"INSERT INTO grants ({_GRANT_COLUMNS})"  # noqa: S608
-    f" SELECT 'upgrade-everyone', '*', {_BEFORE_GRANTS} WHERE NOT EXISTS"
+    f" SELECT 'upgrade-everyone', '*', {_BEFORE_GRANTS} WHERE :old_version > 0 AND NOT EXISTS"
     " (SELECT 1 FROM certificates WHERE role = 'server' AND origin = 'by_hand')",
     # The configuration names further users. The next opening of the store grants them the same.
     "CREATE TABLE pending_upgrades (name TEXT PRIMARY KEY) WITHOUT ROWID",
-    "INSERT INTO pending_upgrades VALUES ('configured_users')",
+    "INSERT INTO pending_upgrades SELECT 'configured_users' WHERE :old_version > 0",
 )
 
 _STREAMS: MigrationStep = (

@@ -340,7 +340,8 @@ class Store:
 
     async def prune(self) -> int:
         """Remove some rows that are too old or too many. Returns their number, 0 when none are left."""
-        return await self._writer.run(self._prune)
+        keep = self._settings.keep_nodes
+        return await self._writer.run(self._prune) + await self.access.prune_nodes(keep, _PRUNED_AT_ONCE)
 
     def _prune(self, transaction: Transaction) -> int:
         connection, now, most = transaction.connection, transaction.now, _PRUNED_AT_ONCE
@@ -353,7 +354,6 @@ class Store:
             + audit.prune(connection, older_than=oldest, keep=keep, most=most)
             + events.prune(connection, most)
             + self.streams.prune(transaction, most)
-            + known_nodes.prune(connection, now, keep=self._settings.keep_nodes, most=most)
         )
 
     async def _read(self, query: Callable[[Connection], T]) -> T:

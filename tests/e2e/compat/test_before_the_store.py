@@ -67,6 +67,9 @@ async def upgraded(folder: Path) -> AsyncIterator[tuple[Installation, Program]]:
         async with listening(echo) as target:
             installation = await trio.to_thread.run_sync(Installation, folder, target)
             assert not (installation.data / "store.db").exists()
+            operator = ("--user", "operator", "--verb", "api", "--node", "*")
+            code, output = await qanat_server(installation.site, "grant", "add", *operator)
+            assert code == 0, output
             async with installation.site.server() as server:
                 yield installation, server
 

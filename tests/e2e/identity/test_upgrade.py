@@ -76,6 +76,7 @@ def test_kubectl_works_through_each_step_of_an_upgrade(cluster: Cluster) -> None
 
     old.process.stop()
     cluster.server = Server(old.folder, bed.cloud, CLOUD_ADDRESS)
+    cluster.server.allow("kube-apiserver")  # A store that is made anew gives access to nobody.
     cluster.server.start()
     _wait_kubectl(cluster)  # agents of before, a server of today
     assert (old.data_dir / "store.db").exists()

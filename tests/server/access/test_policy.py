@@ -184,6 +184,39 @@ def test_a_decision_reads_no_grant_of_another_subject_or_node(monkeypatch: pytes
     assert compared == ["n7", "wide"]
 
 
+def test_a_question_for_a_list_looks_for_no_nearest_grant_and_displaces_no_decision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = index_of(*(grant(f"n{number}", users=["kim"], nodes=[f"shop-{number}"]) for number in range(50)))
+    assert ask(index, "kim connect shop-7 ssh").grant is not None
+    kept, lacking = dict(index._decisions), []
+    monkeypatch.setattr(policy, "_lacks", lambda *one: lacking.append(one) or 0)
+    for number in range(100):
+        request = AccessRequest("kim", NOBODY, Verb.API, f"shop-{number}")
+        assert index.allows(request) is (number < 50)
+    assert not lacking and index._decisions == kept
+    ask(index, "kim connect other ssh")
+    assert len(lacking) == 50  # for the sentence
+
+
+def test_admin_counts_only_in_a_grant_without_bounds_on_nodes() -> None:
+    on_some = grant("some", users=["kim"], nodes=["shop-*"])
+    everywhere = grant("all", users=["lee"])
+    alone = grant("alone", users=["robin"], verbs=["admin"], nodes=[], targets=[])
+    index = index_of(on_some, everywhere, alone, accounts=())
+    allowed = [ask(index, f"{name} admin").grant for name in ("kim", "lee", "robin")]
+    assert allowed == [None, everywhere, alone]
+    assert ask(index, "kim connect shop-7 ssh").grant == on_some
+
+
+def test_every_user_does_not_include_the_programs_that_nothing_authenticates() -> None:
+    index = index_of(grant("everyone", users=["*"]), accounts=())
+    assert ask(index, "kim http shop-7 web").grant is not None
+    assert ask(index, "loopback http shop-7 web").grant is None
+    named = index_of(grant("named", users=["loopback"]), accounts=())
+    assert ask(named, "loopback http shop-7 web").grant is not None
+
+
 def test_the_kept_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "MAX_KEPT", 3)
     index = index_of(grant("g"))
@@ -236,6 +269,7 @@ def test_the_index_decides_as_a_scan_of_all_grants(
         else:
             rules.apply(AccessChange(labels={name: value}))
     assert (index.decide(request).grant is not None) is _by_scan(rules, request)
+    assert index.allows(request) is _by_scan(rules, request)
 
 
 def _by_scan(rules: AccessRules, request: AccessRequest) -> bool:

@@ -15,12 +15,12 @@ from tests.support.pki import authority as pki
 
 
 async def test_a_removed_grant_ends_the_live_streams_that_no_other_grant_allows(tmp_path: Path) -> None:
-    async with attached(tmp_path) as (site, server, _):  # a store of before grants: every user has one
+    async with attached(tmp_path) as (site, server, _):
         mine, through_tcp = await tunnelled(site, echo_of(site)), await site.through()
         await say(through_tcp, b"hello")
         everything = ("--verb", "connect", "--node", "edge1", "--target", "*")
         assert (await qanat_server(site, "grant", "add", "--user", "lee", *everything))[0] == 0
-        code, output = await qanat_server(site, "grant", "remove", "upgrade-everyone", "--yes")
+        code, output = await qanat_server(site, "grant", "remove", "everything", "--yes")
         assert code == 0, output
         with trio.fail_after(1), pytest.raises(trio.BrokenResourceError):
             await mine.receive_some()
@@ -37,7 +37,7 @@ async def test_a_removed_grant_ends_the_live_streams_that_no_other_grant_allows(
         await say(through_tcp, b"still there")  # the configuration of the port is its grant
         record = await recorded(site, "kim")
         assert (record["grant"], record["reason"], record["entrance"]) == (
-            "upgrade-everyone",
+            "everything",
             "not_granted",
             "connect",
         )

@@ -10,11 +10,14 @@ import trio
 import trio.testing
 
 from tests.server.api.test_resources import get
-from tests.support.fakes.edge import Edge, echo, now, open_edge
+from tests.support.fakes.edge import TRUST_DOMAIN, Edge, echo, now, open_edge
+from tests.support.fakes.granting import open_access
+from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
 from tunnel_core.telemetry.counters import Counters
 from tunnel_server.api import events as api_events
 from tunnel_server.api.events import MAX_LISTED, EventsQuery, parse_query
+from tunnel_server.auth.users import User
 from tunnel_server.events.event_log import EventKind, Events
 from tunnel_server.events.subscribers import EventSubscribers
 from tunnel_server.nodes.registry import Nodes
@@ -88,7 +91,11 @@ async def test_a_long_poll_is_bounded(autojump_clock: trio.testing.MockClock) ->
     subscribers = EventSubscribers(Events(now), Counters())
     with trio.fail_after(31):
         await api_events.wait(
-            subscribers, Nodes(trio.current_time, now, lambda name: False), parse_query("wait=9999"), "alice"
+            subscribers,
+            Nodes(trio.current_time, now, lambda name: False),
+            parse_query("wait=9999"),
+            User("alice", Role.USER, TRUST_DOMAIN),
+            open_access(TRUST_DOMAIN),
         )
     assert trio.current_time() >= 30 - 1e-6
 

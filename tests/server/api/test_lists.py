@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -75,6 +76,29 @@ async def test_a_list_is_made_in_pieces() -> None:
         assert names_of(await fleet.ask()) == fleet.names
         nursery.cancel_scope.cancel()
     assert fleet.longest <= 2 * PIECE_ROWS
+
+
+async def test_rows_of_a_user_are_selected_in_pieces_and_count_when_they_are_left_out() -> None:
+    fleet = Fleet(500)
+    examined: list[str] = []
+    rests: list[int] = []
+
+    def may_read(name: str) -> bool:
+        examined.append(name)
+        return name == fleet.names[0]
+
+    async def watch() -> None:
+        while True:
+            rests.append(len(examined))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        answer = await fleet.listing.answer(Page(), may_read)
+        nursery.cancel_scope.cancel()
+    assert names_of(json.loads(answer.body)) == fleet.names[:1]
+    assert (len(examined), answer.rows) == (500, 500)
+    assert max(after - before for before, after in itertools.pairwise(rests)) <= 50
 
 
 async def test_a_list_of_2000_is_made_once_a_second_however_many_ask(autojump_clock: MockClock) -> None:

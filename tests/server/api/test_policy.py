@@ -66,6 +66,30 @@ async def test_who_may_ask_about_whom() -> None:
         assert caught.value.reason is Reason.NOT_GRANTED
 
 
+async def test_a_user_learns_nothing_about_others_from_an_own_question() -> None:
+    async with open_edge() as edge:
+        secret = grant(
+            "g",
+            users=["kim", "robin"],
+            groups=["ops"],
+            nodes=["plant-*", "shop-1"],
+            targets=["plc"],
+            note="for the audit",
+        )
+        edge.rules.apply(AccessChange(grants={"everything": None, "g": secret}))
+        yes = ask(edge, KIM, "user=kim&verb=connect&node=shop-1&target=plc")
+        no = ask(edge, KIM, "user=kim&verb=connect&node=hall-1&target=ssh")
+        assert (yes["grant"], yes["nearest"]) == ({"id": "g", "verbs": ["*"]}, None)
+        assert (no["grant"], no["nearest"]) == (None, {"id": "g", "verbs": ["*"]})
+        for answered in (yes, no):
+            assert not {word for word in ("robin", "ops", "for the audit") if word in str(answered)}
+        assert ask(edge, ADMIN, "user=kim&verb=connect&node=shop-1&target=plc")["grant"] == secret.as_table()
+        admins = grant("admins", users=["kim"], verbs=["admin"], nodes=[], targets=[])
+        edge.rules.apply(AccessChange(grants={"admins": admins}))
+        yes = ask(edge, KIM, "user=kim&verb=connect&node=shop-1&target=plc")
+        assert yes["grant"] == secret.as_table()
+
+
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [

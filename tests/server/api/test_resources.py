@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -147,6 +148,20 @@ async def test_a_node_that_a_user_may_not_read_is_neither_shown_nor_suggested() 
         status, body = await get(edge, "/api/v1/nodes/shop2")
         assert (status, body["reason"]) == (404, "unknown_node")
         assert "shop1" not in body["detail"]
+
+
+@pytest.mark.parametrize("name", ["shop1", "shop2"])
+async def test_nobody_waits_for_the_events_of_a_node_that_may_not_be_read(name: str) -> None:
+    """The answer is the same for a node that nothing here knows. No event may end the wait."""
+    async with open_edge() as edge:
+        edge.attach("shop1", echo)
+        only_edges = grant("everything", verbs=["api"], nodes=["edge*"], targets=[])
+        edge.rules.apply(AccessChange(grants={"everything": only_edges}))
+        with trio.fail_after(10):
+            status, body = await get(edge, f"/api/v1/events?node={name}&wait=30")
+        assert (status, body["reason"]) == (403, "not_granted")
+        assert body["detail"].startswith(f"user ops may not read node {name}: ")
+        assert edge.subscribers._waiting.total() == 0
 
 
 async def test_a_user_without_the_verb_api_is_refused_with_the_sentence_and_audited() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel_server.auth.grant_patterns import NodePattern
 from tunnel_server.auth.grants import Grant, GrantError, Verb, format_grants, grants_of, parse_grants
 
 OPS: dict[str, Any] = {
@@ -61,6 +63,7 @@ def test_order_and_repetition_make_no_difference() -> None:
         ({"targets": ["http://x"]}, "URL"),
         ({"verbs": ["api"]}, "its verbs open nothing"),
         ({"verbs": ["admin"]}, "admin concerns no node"),
+        ({"verbs": ["admin", "connect"]}, "has admin, which concerns every node, beside verbs on some"),
         ({"verbs": ["http"]}, "the web entrance opens services by name, so http cannot reach 22"),
         ({"nodes": ["shop-1"] * 1001}, "1000 are allowed"),
         ({"note": "a\nb"}, "printable line"),
@@ -85,6 +88,30 @@ def test_each_mistake_has_its_sentence(change: dict[str, Any], sentence: str) ->
 def test_a_file_with_a_mistake(text: str, sentence: str) -> None:
     with pytest.raises(GrantError, match=sentence):
         parse_grants(text)
+
+
+@pytest.mark.parametrize(("nodes", "has_admin"), [(["*"], True), (["shop-*"], False), (["a=b"], False)])
+def test_every_verb_includes_admin_only_on_every_node(nodes: list[str], has_admin: bool) -> None:
+    grant = Grant.parse({**OPS, "verbs": ["*"], "nodes": nodes})
+    assert (Verb.ADMIN in grant.verbs) is has_admin
+    assert Verb.API in grant.verbs
+    assert grant.as_table()["verbs"] == ["*"]
+
+
+def test_names_of_nodes_are_found_without_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [*(f"shop-{number}" for number in range(998)), "hall-*", "site=hamburg"]
+    grant = Grant.parse({**OPS, "nodes": nodes})
+    compared: list[str] = []
+    matches = NodePattern.matches
+
+    def counted(pattern: NodePattern, node: str, labels: Mapping[str, str]) -> bool:
+        compared.append(str(pattern))
+        return matches(pattern, node, labels)
+
+    monkeypatch.setattr(NodePattern, "matches", counted)
+    assert grant.has_node("shop-997", {}) and not compared
+    assert not grant.has_node("other", {})
+    assert compared == ["hall-*", "site=hamburg"]
 
 
 def test_a_grant_of_admin_concerns_no_node() -> None:

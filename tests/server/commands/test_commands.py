@@ -367,6 +367,11 @@ def test_forced_it_cuts_off(command: Command) -> None:
     assert command("audit", "--kind", "ca_rotated").stdout.count("forced") == 2
 
 
+def test_no_certificate_bears_the_name_of_the_programs_that_nothing_authenticates(command: Command) -> None:
+    assert "choose another name" in command("issue", "user", "loopback", code=2).stderr
+    assert not (command.folder / "loopback.pem").exists()
+
+
 def test_an_installation_from_before_the_store_asks_before_it_cuts_off_what_it_does_not_know(
     command: Command,
 ) -> None:

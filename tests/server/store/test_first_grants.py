@@ -87,9 +87,16 @@ async def test_users_of_an_installation_from_before_the_store_keep_their_access(
     old_store(tmp_path, ("user", "kim", "renewed"), ("server", "main", "renewed"))
     async with opened(tmp_path) as store:
         assert who(store) == {"upgrade-1": ("kim",), "upgrade-everyone": ("*",)}
-    async with opened(tmp_path / "..", settings=StoreSettings(tmp_path / "new.db")) as store:
-        assert who(store) == {"upgrade-everyone": ("*",)}
         assert not store.access.rules.grants["upgrade-everyone"].verbs & {Verb.ADMIN}
+
+
+@pytest.mark.parametrize("has_strangers", [False, True])
+async def test_a_store_that_did_not_exist_gives_access_to_nobody(tmp_path: Path, has_strangers: bool) -> None:
+    """A lost store is made anew beside the authority. That must not open every node to every user."""
+    settings = StoreSettings(tmp_path / FILE, named_users=("kim", LOOPBACK_USER), has_strangers=has_strangers)
+    for _ in range(2):
+        async with opened(tmp_path, settings=settings) as store:
+            assert who(store) == {}
 
 
 async def test_a_new_installation_gives_everything_to_the_operator_alone(

@@ -11,6 +11,7 @@ from tunnel_core.reasons import Refused
 from tunnel_server.auth.access_rules import AccessChange
 from tunnel_server.store.audit import AuditQuery
 from tunnel_server.store.labels import MAX_LABELS
+from tunnel_server.store.store import FILE, StoreSettings
 
 
 async def test_labels_are_set_changed_and_removed_and_told_at_once(tmp_path: Path) -> None:
@@ -48,6 +49,27 @@ async def test_an_unknown_node_needs_force_and_a_forgotten_one_loses_its_labels(
         await store.forget_node("shop-7", "uid-0")
         assert store.access.rules.labels_of("shop-7") == {}
         assert await store.access.labels() == {"shop-8": {"a": "b"}}
+
+
+async def test_a_pruned_node_loses_its_labels_so_that_the_next_machine_of_the_name_has_none(
+    tmp_path: Path,
+) -> None:
+    told: list[AccessChange] = []
+    settings = StoreSettings(tmp_path / FILE, keep_nodes=1)
+    async with opened(tmp_path, settings=settings) as store:
+        for name in ("shop-7", "shop-8"):
+            await store.record(certificate(name))
+            await store.access.label_node(name, {"site": "hamburg"}, "uid-0", force=False)
+        await store.access.label_node("forced", {"site": "hamburg"}, "uid-0", force=True)
+        store.access.rules.subscribe(told.append)
+        assert await store.prune() == 1
+        [kept] = [node.name for node in await store.known_nodes()]
+        [pruned] = {"shop-7", "shop-8"} - {kept}
+        assert [change.labels for change in told] == [{pruned: None}]
+        assert store.access.rules.labels_of(pruned) == {}
+        assert (await store.access.labels()).keys() == {kept, "forced"}
+        [line] = [line for line in await store.audit(AuditQuery()) if line["detail"] == "site-"]
+        assert (line["node"], line["done_by"]) == (pruned, "prune")
 
 
 async def test_a_node_has_a_most_of_labels(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import trio
 from certs.bundle import write_bundle
 from certs.ca import Leaf
 from certs.files import write_private
+from tests.support.fakes.granting import store_everything_granted
 from tests.support.net.dialling import dial
 from tests.support.pki import authority as pki
 from tunnel_core.identity import Role
+from tunnel_server.store.store import FILE
 
 SERVER = [sys.executable, "-c", "from tunnel_server.entry import entry_point; entry_point()"]
 AGENT = [sys.executable, "-c", "from tunnel_agent.entry import entry_point; entry_point()"]
@@ -123,6 +125,9 @@ class Site:
         return self.folder / "server.toml"
 
     def write(self, leaf: Leaf | None = None) -> None:
+        """Write the files of a server at which every user may do everything."""
+        if not (self.folder / FILE).exists():
+            store_everything_granted(self.folder / FILE)
         self.write_certificate(leaf or pki.server_leaf())
         (self.folder / "trust.pem").write_bytes(pki.authority().roots_pem)
         listen = {"agents": [ANYWHERE], "https": [ANYWHERE], "web": [ANYWHERE], "ops": ANYWHERE}

@@ -252,7 +252,8 @@ class _Request:
             raise Refused(Reason.NOT_FOUND, "there is nothing at this path; / lists the nodes")
         opener, domain = self._entrance.opener, self._entrance.domain
         may = partial(opener.access.may, user)
-        body = index_page(opener.nodes, may, request.host, domain, request.scheme.decode()).encode()
+        page = await index_page(opener.nodes, may, request.host, domain, request.scheme.decode())
+        body = page.encode()
         headers = [*PAGE_HEADERS, (b"content-length", str(len(body)).encode())]
         await self._browser.send(AnswerHead(200, headers, b"OK"), body, AnswerEnd())
 

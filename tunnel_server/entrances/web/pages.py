@@ -1,4 +1,4 @@
-"""Pages of the web entrance itself. Each is one answer without scripts and further assets. No I/O."""
+"""Pages of the web entrance itself. Each is one answer without scripts and further assets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from typing import Protocol
 from tunnel_core.humanize import as_minute
 from tunnel_core.names import Target
 from tunnel_server.access.routing import SEPARATOR
+from tunnel_server.api.lists import in_pieces
 from tunnel_server.auth.grants import Verb
 from tunnel_server.nodes.registry import Node, Nodes
 
 MAX_LISTED = 1_000
+_NODES_IN_A_PIECE = 50
+"""Nodes that are examined at once. Streams continue between two pieces."""
+_ITEMS_IN_A_PIECE = 10
+"""Nodes whose services are examined at once. An agent may announce dozens."""
 _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color:#222;"
@@ -45,19 +50,23 @@ class May(Protocol):
         """Return whether a grant allows it."""
 
 
-def index_page(nodes: Nodes, may: May, host: str, domain: str, scheme: str) -> str:
+async def index_page(nodes: Nodes, may: May, host: str, domain: str, scheme: str) -> str:
     """Return the HTML of the nodes that a user may read or browse, with links to the services.
 
     ``host`` is the ``Host`` of the request. Its port and ``scheme`` appear in the links.
     """
-    known = [node for node in nodes.all() if may(Verb.HTTP, node.name) or may(Verb.API, node.name)]
+    known: list[Node] = []
+    async for piece in in_pieces(nodes.all(), _NODES_IN_A_PIECE):
+        known += [node for node in piece if may(Verb.HTTP, node.name) or may(Verb.API, node.name)]
     parent = _parent_host(host, domain)
     base = f"{scheme}://{{}}.{parent}/"
-    items = "".join(_node_item(nodes, may, node, base) for node in known[:MAX_LISTED])
+    items = ""
+    async for piece in in_pieces(known[:MAX_LISTED], _ITEMS_IN_A_PIECE):
+        items += "".join(_node_item(nodes, may, node, base) for node in piece)
     left_out = len(known) - MAX_LISTED
     more = f"<p><small>{left_out} more are not shown; use <code>qanat nodes</code>.</small></p>"
     note = _LOCALHOST_NOTE if parent.partition(":")[0] == "localhost" and "<a " in items else ""
-    nothing = _NO_GRANT if nodes.all() else _NO_NODES
+    nothing = _NO_GRANT if nodes.count else _NO_NODES
     body = f"<ul>{items}</ul>{more if left_out > 0 else ''}{note}" if known else nothing
     return page_of("Nodes", f"<h1>Nodes</h1>{body}")
 
