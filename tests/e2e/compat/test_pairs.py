@@ -15,6 +15,7 @@ from tests.e2e.compat.installation import (
     WEB_SERVICE,
     Installation,
     ReleasedAgent,
+    ReleasedServer,
     configure,
     replace_program,
     running_installation,
@@ -25,6 +26,7 @@ from tests.e2e.resilience.flows import Download, Echo, Upload, running
 from tests.support.net import clients, content
 from tests.support.net.one_machine import unused_address
 from tests.support.processes.history import PACKAGES, ROOT
+from tests.support.processes.processes import run
 from tests.support.processes.site import ECHO
 from tests.support.processes.waiting import wait_until
 
@@ -224,12 +226,35 @@ def test_the_agent_renews_its_certificate_under_a_stream(site: Installation) -> 
 def test_an_installation_is_upgraded_and_taken_back_step_by_step(
     tmp_path_factory: pytest.TempPathFactory, earlier: Release, now: Release
 ) -> None:
-    """Each release of the server starts on the store that the other left, and the node comes back."""
+    """Each release of the server starts on the store of the earlier one, and the node comes back.
+
+    The earlier server refuses a store that the later one has changed, and starts with the backup of before.
+    """
     with running_installation(tmp_path_factory.mktemp("c"), earlier, earlier) as made:
         server, agent = made.released
-        for program, release in ((server, now), (agent, now), (server, earlier), (agent, earlier)):
-            replace_program(program, release)
-            made.wait_request(deadline_seconds=30)
-            with running(Download(made, MIB), Upload(made, MIB)) as flows:
-                for flow in flows:
-                    flow.finish(60)
+        backup = made.folder / "before.tar"
+        _administer(server, "backup", "--config", str(server.config_file), str(backup))
+        for program in (server, agent):
+            replace_program(program, now)
+            _check_flows(made)
+        server.process.stop()
+        server.release = earlier
+        refused = run(*server.command())
+        assert refused.returncode != 0
+        assert "was written by a newer version" in refused.stderr + refused.stdout
+        _administer(server, "restore", "--force", "--yes", "--place", str(server.folder), str(backup))
+        for program in (server, agent):
+            replace_program(program, earlier)
+            _check_flows(made)
+
+
+def _administer(server: ReleasedServer, *arguments: str) -> None:
+    done = run(*server.administering(*arguments))
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+def _check_flows(made: Installation) -> None:
+    made.wait_request(deadline_seconds=30)
+    with running(Download(made, MIB), Upload(made, MIB)) as flows:
+        for flow in flows:
+            flow.finish(60)

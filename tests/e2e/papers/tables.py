@@ -19,6 +19,7 @@ NOT_WALKED = {
 PAPERS_ELSEWHERE = {
     "docs/commands.md": "tests/core/cli/test_manual.py",
     "docker/README.md": "tests/e2e/containers",
+    "docs/access.md": "tests/server/admin/test_granting.py",
     "docs/web.md": "tests/server/entrances/web",
 }
 """Documents that another suite covers as a whole."""
