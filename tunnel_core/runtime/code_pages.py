@@ -9,8 +9,8 @@ others.
 Only executable mappings of files in which no page was written are unmapped. Written pages are private copies,
 which would be lost: data, tables that the loader relocated, code with a breakpoint.
 
-1. Constants stay mapped, because the loader writes into their mappings, and an emulator (QEMU) reports each
-   page as not written.
+1. Constants stay mapped, because the loader writes into mappings beside them, and an emulator (QEMU) does not
+   report exactly into which: an agent for another processor ended by that.
 2. Where no mapping of a file is reported with written pages, the report is not believed: the loader always
    writes some.
 3. While a thread loads a library, the kernel shows the place of its data as part of a clean mapping for a

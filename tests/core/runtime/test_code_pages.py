@@ -56,7 +56,7 @@ def test_written_code_stays_also_in_swap() -> None:
 
 
 def test_a_report_without_any_written_page_is_not_believed(tmp_path: Path) -> None:
-    """QEMU's user emulation reports 0 kB for everything."""
+    """Emulators that do not count report 0 kB for everything."""
     smaps, nothing = (
         tmp_path / "smaps",
         [*mapping("r-xp"), *mapping("rw-p"), *mapping("rw-p", "", anonymous=8)],
