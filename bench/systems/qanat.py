@@ -162,17 +162,17 @@ def serving(
     config, log = folder / "server.toml", folder / "log"
     config.write_text("\n".join(lines) + "\n")
     for user in ("*", "loopback"):
-        _grant_services(run, config, user)
+        _grant_services(config, user)
     argv = [*run("qanat-server"), "run", "--config", str(config)]
     with child(argv, log, place=ends.server) as process:
         wait_until("qanat-server is ready", lambda: is_ready(ops, ends.server), process, log)
         yield Server(process.pid, agents, https, web, ops, ports, authority, log, ends.server)
 
 
-def _grant_services(run: Callable[[str], list[str]], config: Path, user: str) -> None:
+def _grant_services(config: Path, user: str) -> None:
     """Grant everything to ``user``. A version of before grants has no such command, and needs none."""
     everything = ["--verb", "connect,http,api", "--node", "*", "--target", "*", "--config", str(config)]
-    argv = [*run("qanat-server"), "grant", "add", "--user", user, *everything]
+    argv = [*_installed("qanat-server"), "grant", "add", "--user", user, *everything]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode and "No such command" not in done.stderr:
         raise BenchError(f"no grant was added: {done.stderr}")
