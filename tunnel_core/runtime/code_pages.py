@@ -11,8 +11,8 @@ which would be lost: data, tables that the loader relocated, code with a breakpo
 
 1. Constants stay mapped, because the loader writes into mappings beside them, and an emulator (QEMU) does not
    report exactly into which: an agent for another processor ended by that.
-2. Where no mapping of a file is reported with written pages, the report is not believed: the loader always
-   writes some.
+2. A report without any written page of a file is not believed, because the loader always writes some. Nor is
+   one with addresses that no pointer of this program can have, which are those of an emulator.
 3. While a thread loads a library, the kernel shows the place of its data as part of a clean mapping for a
    moment. So only what was the same at the look before is unmapped.
 """
@@ -30,6 +30,7 @@ _SMAPS = Path("/proc/self/smaps")
 _MADV_DONTNEED = 4
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ +(/.*)")
 _CODE = "r-xp"
+_ADDRESS_BITS = 8 * ctypes.sizeof(ctypes.c_void_p)
 _COPIED = ("Anonymous:", "Swap:")
 """Lines of smaps with the pages of a mapping that are no longer those of its file."""
 
@@ -46,7 +47,7 @@ def find_unmap(library: object | None = None, smaps: Path = _SMAPS) -> Callable[
         return None
     advise.argtypes, advise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
     lines = _lines(smaps)
-    if not counts_written_pages(lines):
+    if not is_believable(lines):
         return None
     seen = frozenset(unwritten_code(lines))
 
@@ -66,15 +67,18 @@ def _lines(smaps: Path) -> list[str]:
         return []  # a sandbox that forbids the look; the pages only stay mapped
 
 
-def counts_written_pages(lines: Iterable[str]) -> bool:
-    """Whether the report shows written pages in any mapping of a file, as each real kernel does."""
-    is_file = False
+def is_believable(lines: Iterable[str], address_bits: int = _ADDRESS_BITS) -> bool:
+    """Whether the report is of this process, and shows a written page of a file, as each real kernel does."""
+    is_file, has_written = False, False
     for line in lines:
         if not line[:1].isupper():
-            is_file = _HEAD.fullmatch(line) is not None
+            head = _HEAD.fullmatch(line)
+            if head is not None and int(head[2], 16) >> address_bits:
+                return False
+            is_file = head is not None
         elif is_file and line.startswith("Anonymous:") and line.split()[1] != "0":
-            return True
-    return False
+            has_written = True
+    return has_written
 
 
 def unwritten_code(lines: Iterable[str]) -> Iterator[Range]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel_core.runtime.code_pages import counts_written_pages, find_unmap, unwritten_code
+from tunnel_core.runtime.code_pages import find_unmap, is_believable, unwritten_code
 
 MAPPING = """\
 {start:x}-{end:x} {mode} 00000000 fe:00 247260                     {path}
@@ -62,9 +62,16 @@ def test_a_report_without_any_written_page_is_not_believed(tmp_path: Path) -> No
         [*mapping("r-xp"), *mapping("rw-p"), *mapping("rw-p", "", anonymous=8)],
     )
     smaps.write_text("\n".join(nothing))
-    assert not counts_written_pages(nothing)
+    assert not is_believable(nothing)
     assert find_unmap(FakeLibrary(), smaps) is None
-    assert counts_written_pages([*nothing, *mapping("rw-p", anonymous=4)])
+    assert is_believable([*nothing, *mapping("rw-p", anonymous=4)])
+
+
+def test_a_report_with_addresses_of_an_emulator_is_not_believed() -> None:
+    """QEMU shows an agent for a 32-bit board also mappings of its own, of 64 bits."""
+    own = mapping("rw-p", anonymous=4)
+    assert is_believable(own, address_bits=32)
+    assert not is_believable([*own, *mapping("r-xp", start=0x7F08_33E0_7000)], address_bits=32)
 
 
 def test_a_kernel_without_the_lines_keeps_all() -> None:
