@@ -1,4 +1,4 @@
-"""Sources of connections, for limits per source. No I/O."""
+"""Addresses of peers, and their sources for limits per source. No I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import ipaddress
 
 LOCAL = "local"
 """The source of unix sockets. The file's mode decides who connects, so only the total bounds them."""
+
+
+def host_of(address: str) -> str:
+    """Return the host in ``192.0.2.1:80`` or ``[2001:db8::1]:80``, without brackets; empty without a port."""
+    return address.rpartition(":")[0].strip("[]")
 
 
 @functools.lru_cache(1024)

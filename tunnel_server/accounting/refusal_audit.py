@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from certs.x509 import IdentityError
 from tunnel_core.identity import Role, SpiffeId
 from tunnel_core.reasons import Category, Reason, Refused
-from tunnel_core.sources import source_of
+from tunnel_core.sources import host_of, source_of
 from tunnel_core.telemetry.logs import log_event
 from tunnel_server.auth.credential_watch import CredentialEnded
 from tunnel_server.store.audit import AuditKind, AuditLine
@@ -104,9 +104,8 @@ def _is_audited(reason: Reason) -> bool:
 
 
 def _source_key(source: str) -> str:
-    host = source.rpartition(":")[0].strip("[]")
     try:
-        return source_of(host)
+        return source_of(host_of(source))
     except ValueError:
         return source  # a user id at a unix socket
 

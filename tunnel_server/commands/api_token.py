@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from certs.files import write_private
-from tunnel_core.cli.command_line import CommandError, CommandGroup, ExitCode, print_json
+from tunnel_core.cli.command_line import CommandGroup, print_json
 from tunnel_core.cli.tables import Table, show_list, wide_option
 from tunnel_core.humanize import minute_of
 from tunnel_core.identity import Role
@@ -17,6 +16,7 @@ from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.commands.durations import duration
 from tunnel_server.commands.grant_hint import grant_hint
 from tunnel_server.commands.names import complete_api_token, complete_user
+from tunnel_server.commands.token import out_option, write_token
 
 _TABLE = Table(("token", "user", "name", "state", "expires", "last used"), ("created", "created by"))
 
@@ -41,11 +41,7 @@ def command() -> None:
 @click.option(
     "--ttl", type=duration, default="90d", show_default=True, help="Time for which it is valid: 12h, 90d."
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the token to this file, and do not print it.",
-)
+@out_option
 @config_option
 @json_option
 def create(user: str, name: str, ttl: float, out: Path | None, config: Path | None, as_json: bool) -> None:
@@ -59,8 +55,7 @@ def create(user: str, name: str, ttl: float, out: Path | None, config: Path | No
     wanted = {"user": checked_name(Role.USER, user), "name": name, "ttl_seconds": ttl}
     made = perform(config, "POST", "api-tokens/create", wanted)
     if out is not None:
-        _write(out, str(made.pop("token")))
-        made["file"] = str(out)
+        write_token(out, made)
     steps = grant_hint(user, made["grants"], config)
     if as_json:
         print_json({**made, "next": steps})
@@ -70,15 +65,6 @@ def create(user: str, name: str, ttl: float, out: Path | None, config: Path | No
     lines += ["", f"  {made['token']}"] if "token" in made else []
     lines += ["", f"{user} may open nothing yet. Next:", *(f"  {step}" for step in steps)] if steps else []
     click.echo("\n".join(lines))
-
-
-def _write(file: Path, token: str) -> None:
-    """Write the token to a file with mode 0600. Raises ``CommandError``."""
-    try:
-        write_private(file, f"{token}\n".encode())
-    except OSError as error:
-        message = f"{file} cannot be written: {error.strerror}; the token is lost, create another"
-        raise CommandError(ExitCode.FAILED, message) from None
 
 
 @command.command("list")

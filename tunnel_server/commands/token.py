@@ -16,6 +16,11 @@ from tunnel_server.commands.access import config_option, json_option, perform
 from tunnel_server.commands.confirming import confirm, yes_option
 from tunnel_server.commands.durations import duration
 
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the token to this file, and do not print it.",
+)
 _TABLE = Table(("token", "state", "used", "expires", "for"), ("created", "created by"))
 
 
@@ -42,11 +47,7 @@ def command() -> None:
 @click.option(
     "--ttl", type=duration, default="24h", show_default=True, help="Time for which it is valid: 15m, 24h, 7d."
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the token to this file, and do not print it.",
-)
+@out_option
 @config_option
 @json_option
 def create(
@@ -63,18 +64,18 @@ def create(
     wanted = {"node": node, "match": match, "uses": uses, "ttl_seconds": ttl}
     made = perform(config, "POST", "tokens/create", wanted)
     if out is not None:
-        _write(out, str(made.pop("token")))
-        made["file"] = str(out)
+        write_token(out, made)
     print_json(made) if as_json else click.echo(_as_text(made))
 
 
-def _write(file: Path, token: str) -> None:
-    """Write the token to a file with mode 0600. Raises ``CommandError``."""
+def write_token(file: Path, made: dict[str, Any]) -> None:
+    """Move the token of ``made`` to a file with mode 0600, named there instead. Raises ``CommandError``."""
     try:
-        write_private(file, f"{token}\n".encode())
+        write_private(file, f"{made.pop('token')}\n".encode())
     except OSError as error:
         message = f"{file} cannot be written: {error.strerror}; the token is lost, create another"
         raise CommandError(ExitCode.FAILED, message) from None
+    made["file"] = str(file)
 
 
 @command.command("list")

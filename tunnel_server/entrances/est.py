@@ -23,6 +23,7 @@ from tunnel_core.http.router import GET, POST, Route, RoutedRequest, Section
 from tunnel_core.http.server import Headers, HttpConnection, header_values, json_body, read_body, respond_json
 from tunnel_core.humanize import as_iso
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sources import host_of
 from tunnel_server.auth.callers import ANYBODY, CERTIFICATE, Caller, CertificateCaller
 from tunnel_server.listeners.listener import AcceptedConnection
 from tunnel_server.pki.enrolment.enrolment import Enrolment, Requester
@@ -130,8 +131,7 @@ def _login(request: h11.Request) -> Login | None:
 
 
 def _requester(accepted: AcceptedConnection) -> Requester:
-    host = accepted.address.rpartition(":")[0].strip("[]")
-    return Requester(host, accepted.source)
+    return Requester(host_of(accepted.address), accepted.source)
 
 
 async def _certificate_request(routed: RoutedRequest) -> bytes:

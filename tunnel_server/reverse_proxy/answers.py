@@ -19,7 +19,16 @@ from typing import NoReturn
 
 from tunnel_core.limits import KIB
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.reverse_proxy.messages import AnswerEnd, AnswerEvent, AnswerHead, Headers, header_values
+from tunnel_server.reverse_proxy.messages import (
+    BODILESS,
+    TOKEN,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerHead,
+    Headers,
+    header_values,
+    listed,
+)
 
 MAX_ANSWER_HEAD_BYTES = 128 * KIB
 """Size of the head of one answer. Cookies and security headers of dashboards have reached 64 KiB."""
@@ -34,12 +43,10 @@ MAX_TRAILERS = 100
 _MAX_BLANK_BYTES = 64
 """Blank lines before a status line, which a target may have sent behind its last answer."""
 _STATUS = re.compile(rb"HTTP/1\.([0-9])[ \t]+([1-9][0-9][0-9])(?:[ \t]+([^\r\n]*))?", re.IGNORECASE)
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile(rb"\+?([0-9]{1,18})")
 _CHUNK = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 _SWITCHING = 101
-_BODILESS = (204, 304)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +212,7 @@ class AnswerParser:
             else:
                 name, colon, value = line.partition(b":")
                 name, value = name.rstrip(b" \t"), value.strip(b" \t")
-                if not colon or not _NAME.fullmatch(name):
+                if not colon or not TOKEN.fullmatch(name):
                     self._refuse("answered with a malformed header")
             if _FORBIDDEN.search(value):
                 self._refuse("answered with a control character in a header")
@@ -216,16 +223,16 @@ class AnswerParser:
 
     def _framing_of(self, head: AnswerHead, minor: bytes) -> _Framing:
         lengths = header_values(head.headers, b"content-length")
-        codings = _listed(header_values(head.headers, b"transfer-encoding"))
+        codings = listed(header_values(head.headers, b"transfer-encoding"))
         is_chunked = self._is_chunked(codings)
         length = self._length(lengths)
         if is_chunked and length is not None:
             self._refuse("answered with both Content-Length and chunks")
-        options = _listed(header_values(head.headers, b"connection"))
+        options = listed(header_values(head.headers, b"connection"))
         persists = b"close" not in options and (minor != b"0" or b"keep-alive" in options)
         is_plain = codings in ([], [b"chunked"]) and len(lengths) <= 1 and all(map(bytes.isdigit, lengths))
         may_reuse = persists and is_plain and not (is_chunked and minor == b"0")
-        if self._is_head_request or head.status in _BODILESS:
+        if self._is_head_request or head.status in BODILESS:
             may_reuse = may_reuse and not (head.status == 204 and (is_chunked or length))
             return _Framing(length, 0, is_chunked=False, may_reuse=may_reuse)
         may_reuse = may_reuse and (is_chunked or length is not None)
@@ -360,7 +367,3 @@ def _end_of_head(buffer: bytearray, start: int) -> int | None:
     """Return the index behind the blank line that ends the head; None if there is none yet."""
     ends = [index + len(mark) for mark in (b"\n\r\n", b"\n\n") if (index := buffer.find(mark, start)) >= 0]
     return min(ends) if ends else None
-
-
-def _listed(values: list[bytes]) -> list[bytes]:
-    return [token for value in values for part in value.split(b",") if (token := part.strip(b" \t").lower())]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.reverse_proxy.hosts import Hosts
-from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers, header_values
+from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers, header_values, listed
 from tunnel_server.reverse_proxy.requests import TargetRequest
 
 # RFC 9110 section 7.6.1, with older names that are still in use.
@@ -195,7 +195,7 @@ def _frame_policy(headers: Headers) -> bytes:
 def switch_back(response: AnswerHead, asked: bytes) -> AnswerHead:
     """Return the 101 for the browser. Raises ``Refused`` unless it switches to a protocol of ``asked``."""
     chosen = b", ".join(header_values(response.headers, b"upgrade"))
-    is_asked = frozenset() < _listed(chosen) <= _listed(asked)
+    is_asked = set() < set(listed([chosen])) <= set(listed([asked]))
     if not is_asked or b"upgrade" not in _tokens(response.headers, b"connection"):
         raise Refused(
             Reason.TARGET_PROTOCOL, "the target switched to another protocol than the browser asked for"
@@ -223,16 +223,12 @@ def _end_to_end(headers: Headers) -> Headers:
 
 
 def _tokens(headers: Headers, name: bytes) -> frozenset[bytes]:
-    return _listed(b",".join(header_values(headers, name)))
-
-
-def _listed(values: bytes) -> frozenset[bytes]:
-    return frozenset(token.strip().lower() for token in values.split(b",")) - {b""}
+    return frozenset(listed(header_values(headers, name)))
 
 
 def wants_websocket(request: BrowserRequest) -> bool:
     """Whether the request asks for a WebSocket."""
-    return request.method == b"GET" and _WEBSOCKET in _listed(request.upgrade)
+    return request.method == b"GET" and _WEBSOCKET in listed([request.upgrade])
 
 
 def check_web_request(request: BrowserRequest) -> None:

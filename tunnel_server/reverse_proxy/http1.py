@@ -9,16 +9,17 @@ from tunnel_core.http.server import HttpConnection
 from tunnel_core.reasons import Reason
 from tunnel_core.streams.relay import abort
 from tunnel_server.reverse_proxy.messages import (
+    BODILESS,
     AnswerEnd,
     AnswerEvent,
     AnswerHead,
     BrowserRequest,
     Headers,
     header_values,
+    listed,
 )
 
 _HTTP_1_1 = b"1.1"
-_WITHOUT_BODY = (204, 304)
 
 
 def browser_request(request: h11.Request, source: str, scheme: bytes = b"http") -> BrowserRequest:
@@ -43,8 +44,7 @@ def browser_request(request: h11.Request, source: str, scheme: bytes = b"http") 
 
 def _upgrade(headers: Headers) -> bytes:
     """Return the protocols in ``Upgrade`` if ``Connection`` names that header (RFC 9110 section 7.8)."""
-    options = b",".join(header_values(headers, b"connection")).lower().split(b",")
-    if b"upgrade" not in [option.strip() for option in options]:
+    if b"upgrade" not in listed(header_values(headers, b"connection")):
         return b""
     return b", ".join(header_values(headers, b"upgrade"))
 
@@ -89,7 +89,7 @@ class Http1Browser:
 
     def _head(self, head: AnswerHead) -> h11.Event | None:
         if head.status >= 200:
-            has_body = self.request.method != b"HEAD" and head.status not in _WITHOUT_BODY
+            has_body = self.request.method != b"HEAD" and head.status not in BODILESS
             has_length = bool(header_values(head.headers, b"content-length"))
             self._is_chunked = has_body and not has_length and not self._http.is_http_1_0
             return h11.Response(status_code=head.status, headers=head.headers, reason=head.reason)

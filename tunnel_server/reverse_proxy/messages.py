@@ -6,6 +6,7 @@ HTTP/2. ``Exchange`` knows only this module.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 """Names, spelled as received, and values. The order is that of the message."""
+TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""A method, the name of a header, or a protocol (RFC 9110 section 5.6.2)."""
+PATH = re.compile(rb"[\x21-\x7e]+")
+"""Path and query of a request: no blank and no control character."""
+BODILESS = (204, 304)
+"""Final statuses whose answers have no body (RFC 9110 section 6.4.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +150,9 @@ class Browser(Protocol):
 def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return all values of the header with this lower-case name."""
     return [value for key, value in headers if key.lower() == name]
+
+
+def listed(values: Iterable[bytes]) -> list[bytes]:
+    """Return the items, in lower case, of a header whose ``values`` are lists (RFC 9110 section 5.6.1)."""
+    items = b",".join(values).lower().split(b",")
+    return [stripped for item in items if (stripped := item.strip())]

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.reverse_proxy.messages import Headers
+from tunnel_server.reverse_proxy.messages import PATH, TOKEN, Headers
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_TARGET = re.compile(rb"[\x21-\x7e]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -31,7 +29,7 @@ class TargetRequest:
 
 def encode_head(request: TargetRequest) -> bytes:
     """Return the head as bytes. Raises ``Refused`` for a part that HTTP/1.1 cannot carry."""
-    if not _TOKEN.fullmatch(request.method) or not _TARGET.fullmatch(request.target):
+    if not TOKEN.fullmatch(request.method) or not PATH.fullmatch(request.target):
         raise Refused(
             Reason.BAD_REQUEST, "the method or the path has characters that HTTP/1.1 does not permit"
         )
@@ -51,6 +49,6 @@ def encode_end(trailers: Sequence[tuple[bytes, bytes]], *, is_chunked: bool) -> 
 
 def _lines(headers: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
     for name, value in headers:
-        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+        if not TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
             raise Refused(Reason.BAD_REQUEST, "a header has characters that HTTP/1.1 does not permit")
     return [b"%b: %b\r\n" % header for header in headers]

@@ -17,6 +17,7 @@ from tunnel_core.limits import KIB, MIB
 from tunnel_core.reasons import Reason, Refused
 from tunnel_server.entrances.web.http2_heads import checked_fields, fields_of
 from tunnel_server.reverse_proxy.messages import (
+    BODILESS,
     AnswerEnd,
     AnswerEvent,
     AnswerHead,
@@ -28,7 +29,6 @@ INITIAL_WINDOW = 64 * KIB
 """Bytes of a request's body that a browser may send before the target took any."""
 MAX_WINDOW = 1 * MIB
 """The same for a stream whose target keeps up. Each growth doubles the window."""
-_WITHOUT_BODY = (204, 304)
 # RFC 8441 section 5: headers of a handshake over HTTP/1.1.
 _OF_HANDSHAKE = frozenset({b"upgrade", b"connection", b"sec-websocket-accept"})
 
@@ -191,7 +191,7 @@ class Http2Browser:
             return
         await self._owner.wait_unblocked(self)
         self.has_answered = True
-        self._has_no_body = self.request.method == b"HEAD" or head.status in _WITHOUT_BODY
+        self._has_no_body = self.request.method == b"HEAD" or head.status in BODILESS
         is_end = is_end or self._has_no_body
         self._owner.send_headers(self.stream_id, fields_of(head), is_end=is_end)
         self.is_answer_complete = is_end

@@ -11,12 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.reverse_proxy.messages import AnswerHead, BrowserRequest, Headers
+from tunnel_server.reverse_proxy.messages import PATH, TOKEN, AnswerHead, BrowserRequest, Headers
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?:[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_TARGET = re.compile(rb"[\x21-\x7e]+")
 _OF_ONE_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
@@ -48,19 +46,19 @@ def request_of(
     if sum(len(name) + len(value) + 4 for name, value in headers) > max_head_bytes:
         raise Refused(Reason.HEAD_TOO_LARGE, f"the request head is longer than {max_head_bytes} bytes")
     method, upgrade = pseudo.get(b":method", b""), b""
-    if not _TOKEN.fullmatch(method):
+    if not TOKEN.fullmatch(method):
         raise MalformedHead("the method is no token")
     if method == b"CONNECT":
         if b":protocol" not in pseudo:
             raise Refused(Reason.METHOD_NOT_ALLOWED, "CONNECT is not for the web entrance")
         method, upgrade = b"GET", pseudo[b":protocol"]  # RFC 8441: what a GET with Upgrade is in HTTP/1.1
-        if not _TOKEN.fullmatch(upgrade):
+        if not TOKEN.fullmatch(upgrade):
             raise MalformedHead("the protocol is no token")
         if any(name == b"content-length" for name, _ in headers):
             raise MalformedHead("an extended CONNECT has no body, so it must not announce one")
     elif b":protocol" in pseudo:
         raise MalformedHead("only CONNECT has :protocol")
-    if pseudo.get(b":scheme") not in _SCHEMES or not _TARGET.fullmatch(pseudo.get(b":path", b"")):
+    if pseudo.get(b":scheme") not in _SCHEMES or not PATH.fullmatch(pseudo.get(b":path", b"")):
         raise MalformedHead("the scheme or the path is missing or invalid")
     return BrowserRequest(
         method=method,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tunnel_core.identity import Role
 from tunnel_core.reasons import Reason, Refused
+from tunnel_core.sources import host_of
 from tunnel_server.access.routing import WebHost
 from tunnel_server.auth.credential_watch import CredentialWatch
 from tunnel_server.auth.users import LOOPBACK_USER, User
@@ -30,7 +31,7 @@ class BrowserConnection:
     @property
     def host(self) -> str:
         """The address of the TCP peer without its port."""
-        return self.address.rpartition(":")[0].strip("[]")
+        return host_of(self.address)
 
 
 @dataclass(frozen=True, slots=True)

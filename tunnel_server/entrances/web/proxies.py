@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tunnel_core.config.types import Network
 from tunnel_core.reasons import Reason, Refused
-from tunnel_server.reverse_proxy.messages import BrowserRequest
+from tunnel_server.reverse_proxy.messages import BrowserRequest, listed
 
 _SCHEMES = {b"http": b"http", b"https": b"https", b"ws": b"http", b"wss": b"https"}
 _MAX_HOPS = 32
@@ -49,7 +49,7 @@ class TrustedProxies:
         Each proxy appends the address of its peer. So the browser may have written all addresses before it.
         """
         source = peer
-        for value in reversed(_listed(request, b"x-forwarded-for")[-_MAX_HOPS:]):
+        for value in reversed(listed(request.values(b"x-forwarded-for"))[-_MAX_HOPS:]):
             try:
                 source = str(ipaddress.ip_address(_without_port(value.decode("ascii"))))
             except ValueError:
@@ -67,18 +67,12 @@ def _without_port(text: str) -> str:
 
 
 def _scheme(request: BrowserRequest) -> bytes:
-    named = b"".join(_listed(request, b"x-forwarded-proto")[-1:]).lower()
+    named = b"".join(listed(request.values(b"x-forwarded-proto"))[-1:])
     if not named:
         return request.scheme
     if named not in _SCHEMES:
         raise _malformed("X-Forwarded-Proto")
     return _SCHEMES[named]
-
-
-def _listed(request: BrowserRequest, name: bytes) -> list[bytes]:
-    """Return the values of a header, in several lines or separated by commas."""
-    values = b",".join(request.values(name)).split(b",")
-    return [value.strip() for value in values if value.strip()]
 
 
 def _malformed(name: str) -> Refused:
